@@ -1,0 +1,66 @@
+"""The whole configuration of a run, and which tables each stage depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import Field
+
+from cryoscale.config.sections import (
+    ClusterConfig,
+    EncoderConfig,
+    ExecutionConfig,
+    IngestConfig,
+    InstancesConfig,
+    PatchConfig,
+    PickConfig,
+    ReviewConfig,
+    RunSection,
+    Section,
+    SegmentConfig,
+    SegmenterConfig,
+)
+
+
+class SourceConfig(Section):
+    """One input file, as `init` or `--watch` found it."""
+
+    name: str
+    path: str
+    content_id: str | None = None  # SHA-256; filled in at ingest when None
+    size: int | None = None
+    modified: float | None = None
+
+
+class RunConfig(Section):
+    """Everything in `run.toml`."""
+
+    version: int = 1
+    run: RunSection = Field(default_factory=RunSection)
+    ingest: IngestConfig = Field(default_factory=IngestConfig)
+    pick: PickConfig = Field(default_factory=PickConfig)
+    patch: PatchConfig = Field(default_factory=PatchConfig)
+    encoder: EncoderConfig = Field(default_factory=EncoderConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    review: ReviewConfig = Field(default_factory=ReviewConfig)
+    segmenter: SegmenterConfig = Field(default_factory=SegmenterConfig)
+    segment: SegmentConfig = Field(default_factory=SegmentConfig)
+    instances: InstancesConfig = Field(default_factory=InstancesConfig)
+    execution: ExecutionConfig = Field(default_factory=ExecutionConfig)
+    inputs: tuple[SourceConfig, ...] = ()
+
+
+def parameters_key(*parts: Any) -> str:
+    """Hash what something depends on into 16 hexadecimal digits.
+
+    Parameters
+    ----------
+    *parts
+        Models, strings, numbers, or nested containers of them. Models are hashed by their values, so a
+        default written out and a default left out give the same key.
+    """
+    plain = [part.model_dump(mode="json") if isinstance(part, Section) else part for part in parts]
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,173 @@
+"""One model per table of `run.toml`. Every key carries its unit; an unknown key is an error.
+
+Defaults come from the papers (see the field comments for which) or from measurements on simulated cells,
+recorded in `docs/design/`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+Extent = Annotated[int, Field(ge=4, le=256)]
+
+
+class Section(BaseModel):
+    """A table of `run.toml`: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class IngestConfig(Section):
+    """How MRC files become OME-Zarr."""
+
+    voxel_size_angstrom: Positive | None = None  # None: from the header, an error when unset there
+    contrast: Literal["auto", "dark", "bright"] = "auto"
+    chunk: Annotated[int, Field(ge=8, le=512)] = 64  # voxels per side, what Zarr reads
+    shard: Annotated[int, Field(ge=8, le=2048)] = 256  # voxels per side, what Zarr writes
+    levels: Annotated[int, Field(ge=1, le=8)] | None = None  # None: until the largest side is at most 64
+    ome_zarr: Literal["0.5"] = "0.5"
+
+    @model_validator(mode="after")
+    def _shard_of_chunks(self) -> IngestConfig:
+        if self.shard % self.chunk:
+            raise ValueError(f"shard = {self.shard} must be a multiple of chunk = {self.chunk}")
+        return self
+
+
+class PickConfig(Section):
+    """Difference-of-Gaussians picking, by radius or by the voxels of Zeng et al.; or imported positions."""
+
+    radius_angstrom: Positive | None = None  # narrow sigma of the whole filter = r / sqrt 3
+    smooth_sigma_voxels: Annotated[float, Field(ge=0)] | None = None  # paper: 2
+    sigma_voxels: Positive | None = None  # paper: 5
+    ratio: Annotated[float, Field(gt=1, le=10)] = 1.1  # paper: K = 1.1
+    min_distance_angstrom: Positive | None = None  # None: 2 sigma (paper) or the diameter times 0.9
+    threshold: float = 3.0  # paper: t = 3 of the range rule
+    threshold_rule: Literal["range", "noise", "score"] = "range"
+    max_picks: Count | None = None
+    mask: str | None = None  # MRC file, non-zero where picks are wanted; {tomogram} stands for the name
+    z_range: tuple[int, int] | Literal["all", "auto"] = "all"  # voxels of level 0, half open
+    positions: str | None = None  # import instead of picking; {tomogram} stands for the name
+    seed: Seed = 0
+
+    @model_validator(mode="after")
+    def _one_recipe(self) -> PickConfig:
+        by_radius = self.radius_angstrom is not None
+        by_voxels = self.smooth_sigma_voxels is not None or self.sigma_voxels is not None
+        if by_radius and by_voxels:
+            raise ValueError("give radius_angstrom, or sigma_voxels and smooth_sigma_voxels, not both")
+        if isinstance(self.z_range, tuple) and not 0 <= self.z_range[0] < self.z_range[1]:
+            raise ValueError(f"z_range must be two voxel indices, first < second, got {self.z_range}")
+        return self
+
+
+class PatchConfig(Section):
+    """The box around each pick that the networks see."""
+
+    size_voxels: Extent | tuple[Extent, Extent, Extent] = 32  # paper: 32; at the working voxel size
+    smooth_sigma_voxels: Annotated[float, Field(ge=0, le=20)] = 2.0  # paper: 2
+
+    @property
+    def box(self) -> tuple[int, int, int]:
+        """Extent (z, y, x), voxels."""
+        size = self.size_voxels
+        return (size, size, size) if isinstance(size, int) else size
+
+    @model_validator(mode="after")
+    def _divides_by_four(self) -> PatchConfig:
+        if any(side % 4 for side in self.box):
+            raise ValueError(f"size_voxels = {self.size_voxels}: sides must divide by 4 (two poolings)")
+        return self
+
+
+class TrainingConfig(Section):
+    """What the trainings share."""
+
+    epochs: Count = 100
+    patience: Count = 20  # papers: 20
+    batch_size: Count = 8
+    learning_rate: Positive = 1e-3  # papers: Adam 1e-3, betas (0.9, 0.99)
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # papers: 90/10
+    max_patches: Count = 20_000  # a capped, seeded sample over all tomograms, held in memory
+    augment: bool = False  # rotations and flips
+    seed: Seed = 0
+    threads: Count | None = None  # None: all cores of the worker
+
+
+class EncoderConfig(TrainingConfig):
+    """Autoencoder3D and its training."""
+
+    dimension: Count = 32
+    channels: Count = 32
+    code: Literal["relu", "linear", "leaky_relu"] = "linear"
+    l1: Annotated[float, Field(ge=0)] = 1e-4
+    weights: str | None = None  # a model folder of another run: encode with it, train nothing
+
+
+class ClusterConfig(Section):
+    """K-means over the encodings."""
+
+    n_clusters: Annotated[int, Field(ge=2)] = 100  # paper: 100
+    max_iterations: Count = 300
+    restarts: Count = 10
+    sample_rows: Count = 100_000  # rows on which the initial centres are chosen
+    seed: Seed = 0
+    standardise: bool = True
+
+
+class ReviewConfig(Section):
+    """What the contact sheets show."""
+
+    members_shown: Annotated[int, Field(ge=1, le=64)] = 8
+    members_averaged: Count = 200
+    smooth_sigma_voxels: Annotated[float, Field(ge=0, le=20)] = 3.0  # paper: 3
+
+
+class SegmenterConfig(TrainingConfig):
+    """EDSS3D, trained on masks made of decoded members of the selected clusters."""
+
+    model: Literal["edss3d"] = "edss3d"
+    channels: Count = 32
+    batch_size: Count = 128  # paper: 128
+    max_patches: Count = 5_000
+    level: Annotated[float, Field(lt=0)] | None = None  # None: from the histogram of decoded members
+    background_share: Annotated[float, Field(ge=0, le=10)] = 1.0  # background patches per object patch
+    weights: str | None = None  # a model folder of another run
+
+
+class SegmentConfig(Section):
+    """How label volumes are made."""
+
+    mode: Literal["picks", "dense", "decoded"] = "dense"
+    overlap_voxels: Annotated[int, Field(ge=0)] | None = None  # None: half the box
+    labels: str = "classes"  # name of the label volume
+
+
+class InstancesConfig(Section):
+    """From label volumes to one row per object."""
+
+    min_voxels: Count = 20
+
+
+class RunSection(Section):
+    """What holds for the whole run."""
+
+    working_voxel_size_angstrom: Positive | None = None
+
+
+class ExecutionConfig(Section):
+    """Where and how; nothing here changes a result."""
+
+    block_voxels: Annotated[int, Field(ge=32)] = 256
+    memory_budget: str | None = None  # per worker, for example "4GB"; None: the machine's, shared fairly
+    attempts: Annotated[int, Field(ge=1, le=20)] = 3
+    dask_workers: Count | None = None
+    ray_workers: Count | None = None
+    ray_threads: Count | None = None
+    start_timeout_s: Positive = 300.0
+    no_progress_timeout_s: Positive = 3600.0
