@@ -198,8 +198,7 @@ class Grid:
         if inside.empty:
             return
         ranges = [
-            range(a // c, -(-b // c))
-            for a, b, c in zip(inside.start, inside.stop, self.cell, strict=True)
+            range(a // c, -(-b // c)) for a, b, c in zip(inside.start, inside.stop, self.cell, strict=True)
         ]
         for position in itertools.product(*ranges):
             yield self.box(position)
@@ -228,7 +227,8 @@ def check_aligned(core: Box, unit: int | Sequence[int], shape: Sequence[int]) ->
     for a, b, u, n in zip(core.start, core.stop, units, shape, strict=True):
         if a % u or (b % u and b != n):
             raise LayoutError(
-                f"the box {core} is not aligned to the write unit {tuple(units)} of the array of shape {tuple(shape)}"
+                f"the box {core} is not aligned to the write unit {tuple(units)} "
+                f"of the array of shape {tuple(shape)}"
             )
 
 

@@ -157,7 +157,8 @@ class InstancesConfig(Section):
 class RunSection(Section):
     """What holds for the whole run."""
 
-    working_voxel_size_angstrom: Positive | None = None
+    working_voxel_size_angstrom: Positive | None = None  # None: level 0, if all tomograms agree on it
+    fit_tomograms: tuple[str, ...] = ()  # train and cluster on these only; none: on all of the run
 
 
 class ExecutionConfig(Section):
@@ -166,8 +167,10 @@ class ExecutionConfig(Section):
     block_voxels: Annotated[int, Field(ge=32)] = 256
     memory_budget: str | None = None  # per worker, for example "4GB"; None: the machine's, shared fairly
     attempts: Annotated[int, Field(ge=1, le=20)] = 3
+    pauses: Annotated[int, Field(ge=0, le=1000)] = 6  # how often to wait for space, permission, connection
+    pause_seconds: Positive = 2.0  # the first wait; each further one is twice as long
     dask_workers: Count | None = None
     ray_workers: Count | None = None
     ray_threads: Count | None = None
     start_timeout_s: Positive = 300.0
-    no_progress_timeout_s: Positive = 3600.0
+    no_progress_timeout_s: Positive = 21600.0  # a training is one task: leave hours

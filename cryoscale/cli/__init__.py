@@ -1,0 +1,67 @@
+"""Words to calls: one file per verb; heavy imports happen inside the command."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from cryoscale import __version__
+from cryoscale.errors import ConfigurationError, CryoscaleError, StateError
+
+VERBS = {
+    "init": "init", "run": "run", "status": "status", "report": "report", "doctor": "doctor", "demo": "demo",
+    "evaluate": "evaluate", "models": "models", "export": "export", "review": "review",
+    "ingest": "stages", "pick": "stages", "train": "stages", "encode": "stages", "cluster": "stages",
+    "segment": "stages",
+}  # fmt: skip
+
+
+class LazyGroup(click.Group):
+    """A group that imports a verb's module only when the verb is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return all verbs, in the order of a day's work."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return one verb."""
+        if cmd_name not in VERBS:
+            return None
+        module = importlib.import_module(f"cryoscale.cli.{VERBS[cmd_name]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cryoscale")
+def group() -> None:
+    """From thousands of cryo-electron tomograms to picks, encodings, clusters and label volumes."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; exit 0 done, 1 some work failed, 2 misuse."""
+    sys.exit(run_command(arguments))
+
+
+def run_command(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code; errors made on purpose are one sentence on stderr."""
+    try:
+        result: Any = group.main(args=arguments, standalone_mode=False, prog_name="cryoscale")
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.Abort:
+        click.echo("interrupted; finished work is kept.", err=True)
+        return 1
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (ConfigurationError, StateError) as error:
+        click.echo(f"cryoscale: {error}", err=True)
+        return 2
+    except CryoscaleError as error:
+        click.echo(f"cryoscale: {error}", err=True)
+        return 1
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,45 @@
+"""`cryoscale init`: write `run.toml` for a set of files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+PRESETS = {
+    "cpu": [],
+    "gpu": ["execution.ray_workers=1"],
+    "cluster": ["execution.block_voxels=512"],
+}
+
+
+@click.command("init")
+@click.argument("run")
+@click.argument("patterns", nargs=-1, required=True)
+@click.option("--voxel-size", type=float, help="Voxel size in ångström, where the headers do not say.")
+@click.option("--contrast", type=click.Choice(["auto", "dark", "bright"]), help="How objects look.")
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="cpu", show_default=True)
+@click.option("--set", "settings", multiple=True, metavar="TABLE.KEY=VALUE", help="Write a parameter.")
+def init_command(
+    run: str,
+    patterns: tuple[str, ...],
+    voxel_size: float | None,
+    contrast: str | None,
+    preset: str,
+    settings: tuple[str, ...],
+) -> int:
+    """Write RUN/run.toml for the files that PATTERNS name; again, to add files or change parameters."""
+    from cryoscale.pipeline.setup import add_inputs, initial_config, write_run
+
+    words = [*PRESETS[preset]]
+    if voxel_size is not None:
+        words.append(f"ingest.voxel_size_angstrom={voxel_size}")
+    if contrast is not None:
+        words.append(f"ingest.contrast={contrast}")
+    config = initial_config(run, [*words, *settings])
+    config, added = add_inputs(config, list(patterns))
+    write_run(run, config)
+    click.echo(
+        f"{Path(run)}: {len(config.inputs)} tomograms ({len(added)} new). Next: cryoscale run {run}"
+    )
+    return 0

@@ -1,0 +1,93 @@
+"""`cryoscale run`: do what is due, and nothing twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+
+def execution_options(command: Any) -> Any:
+    """Add the options that say where and how, shared by `run` and the verbs of single stages."""
+    for option in (
+        click.option("--executor", type=click.Choice(["auto", "serial", "dask", "ray"]), default="auto",
+                     show_default=True, help="auto: Dask for CPU stages, Ray for model stages."),
+        click.option("--dask", metavar="ADDRESS", help="A running Dask scheduler, tcp://… or tls://…"),
+        click.option("--ray", metavar="ADDRESS", help="A running Ray cluster."),
+        click.option("--retry-quarantined", is_flag=True, help="Try given-up blocks again."),
+        click.option("--quiet", is_flag=True, help="No progress display."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.command("run")
+@click.argument("run")
+@execution_options
+@click.option("--until", metavar="STAGE", help="Stop after this stage.")
+@click.option("--accept-suggestions", is_flag=True, help="Take the suggested selection of clusters.")
+@click.option("--refit", multiple=True, metavar="FIT", help="Renew a fit: train_encoder, cluster, …")
+@click.option("--dry-run", is_flag=True, help="Print blocks, memory and disk; do nothing.")
+@click.option("--watch", metavar="FOLDER", help="Take files as they arrive in a folder, until interrupted.")
+@click.option("--watch-once", is_flag=True, hidden=True, help="With --watch: end when nothing is due.")
+def run_command(run: str, **words: Any) -> int:
+    """Take every tomogram of RUN through every stage that is due."""
+    if words.pop("dry_run"):
+        from cryoscale.pipeline.preview import preview
+
+        click.echo(preview(run, until=words["until"]))
+        return 0
+    watch, once = words.pop("watch"), words.pop("watch_once")
+    if watch:
+        from cryoscale.pipeline.watch import watch_folder
+
+        return watch_folder(run, watch, lambda: drive(run, **words), once=once)
+    return drive(run, **words)
+
+
+def drive(
+    place: str,
+    *,
+    quiet: bool = False,
+    until: str | None = None,
+    accept_suggestions: bool = False,
+    refit: tuple[str, ...] = (),
+    executor: str = "auto",
+    dask: str | None = None,
+    ray: str | None = None,
+    retry_quarantined: bool = False,
+) -> int:
+    """Run the pipeline with a progress display and say how it ended."""
+    import contextlib
+
+    from cryoscale.data.run import Run
+    from cryoscale.pipeline.driver import Options, run_pipeline
+    from cryoscale.runtime.progress import ProgressDisplay
+
+    run = Run.open(place)
+    options = Options(
+        executor=executor, dask=dask, ray=ray, until=until, retry_quarantined=retry_quarantined,
+        accept_suggestions=accept_suggestions, refit=refit,
+    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        listeners = () if quiet else (stack.enter_context(ProgressDisplay()),)
+        result = run_pipeline(run, options, listeners=listeners)
+    for failure in result.failures:
+        where = " ".join(str(failure[key]) for key in ("stage", "tomogram", "block") if failure[key] != "")
+        click.echo(f"failed: {where}: {failure['reason']}", err=True)
+    if result.failures:
+        click.echo(f"{len(result.failures)} failures, listed in {run.folder.path('failures.csv')}", err=True)
+    if result.waiting:
+        click.echo(_what_next(place))
+    elif not result.failures and until is None:
+        click.echo(f"all done. Next: cryoscale report {place}")
+    return result.exit_code
+
+
+def _what_next(place: str) -> str:
+    return (
+        "clusters are ready to be chosen. Look at them: cryoscale report "
+        f"{place}, open reports/index.html,\nthen write clusters/selection.toml (clusters/suggestion.toml shows "
+        f"the form) and give: cryoscale run {place}\nOr take the suggestion: cryoscale run {place} "
+        "--accept-suggestions"
+    )

@@ -1,0 +1,176 @@
+"""A folder on any storage: a local path or an fsspec URL, with whole-object reads and atomic writes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import tomli_w
+
+from cryoscale.errors import StateError
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A place where objects are kept, addressed by relative paths with forward slashes.
+
+    Small and picklable: workers get folders, never open handles.
+
+    Parameters
+    ----------
+    url : str
+        A local path, or an fsspec URL such as `s3://bucket/run`.
+    """
+
+    url: str
+
+    @classmethod
+    def of(cls, place: str | os.PathLike[str]) -> Folder:
+        """Make a folder from a path or URL; local paths become absolute."""
+        text = os.fspath(place)
+        if "://" in text and not text.startswith("file://"):
+            return cls(text.rstrip("/"))
+        return cls(str(Path(text.removeprefix("file://")).expanduser().absolute()))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a plain path of the machine (or of a shared file system)."""
+        return "://" not in self.url
+
+    def child(self, *parts: str) -> Folder:
+        """Return the folder below this one."""
+        return Folder("/".join([self.url, *parts]))
+
+    def path(self, name: str = "") -> str:
+        """Return the full path or URL of an object."""
+        return f"{self.url}/{name}" if name else self.url
+
+    def _remote(self) -> tuple[Any, str]:
+        filesystem, root = fsspec.core.url_to_fs(self.url)
+        return filesystem, root
+
+    def read_bytes(self, name: str) -> bytes:
+        """Return a whole object; raises `FileNotFoundError` when there is none."""
+        if self.is_local:
+            return Path(self.path(name)).read_bytes()
+        filesystem, root = self._remote()
+        return bytes(filesystem.cat_file(f"{root}/{name}"))
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a whole object so that readers see the old one or the new one, never a part."""
+        if not self.is_local:
+            filesystem, root = self._remote()
+            filesystem.pipe_file(f"{root}/{name}", data)
+            return
+        target = Path(self.path(name))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".tmp-", suffix=".partial")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+
+    def exists(self, name: str = "") -> bool:
+        """Whether an object or folder of this name exists."""
+        if self.is_local:
+            return Path(self.path(name)).exists()
+        filesystem, root = self._remote()
+        return bool(filesystem.exists(f"{root}/{name}" if name else root))
+
+    def delete(self, name: str = "") -> None:
+        """Remove an object or a whole folder; it is no error when there is none."""
+        if self.is_local:
+            target = Path(self.path(name))
+            if target.is_dir() and not target.is_symlink():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+            return
+        filesystem, root = self._remote()
+        with contextlib.suppress(FileNotFoundError):
+            filesystem.rm(f"{root}/{name}" if name else root, recursive=True)
+
+    def names(self, under: str = "") -> list[str]:
+        """Return the sorted names directly below a folder; empty when it does not exist."""
+        if self.is_local:
+            place = Path(self.path(under))
+            return sorted(entry.name for entry in place.iterdir()) if place.is_dir() else []
+        filesystem, root = self._remote()
+        place_url = f"{root}/{under}" if under else root
+        if not filesystem.exists(place_url):
+            return []
+        entries = filesystem.ls(place_url, detail=False)
+        return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+
+    def size_bytes(self) -> int:
+        """Return the bytes that all objects below take."""
+        if not self.is_local:
+            filesystem, root = self._remote()
+            return int(filesystem.du(root)) if filesystem.exists(root) else 0
+        total = 0
+        for folder, _, files in os.walk(self.url):
+            for name in files:
+                with contextlib.suppress(FileNotFoundError):
+                    total += os.stat(os.path.join(folder, name)).st_size
+        return total
+
+    def free_bytes(self) -> int | None:
+        """Return the free space in bytes, or None where the storage does not tell."""
+        if not self.is_local:
+            return None
+        place = Path(self.url)
+        while not place.exists():
+            place = place.parent
+        return shutil.disk_usage(place).free
+
+    def read_json(self, name: str) -> Any:
+        """Read an object as JSON."""
+        return json.loads(self.read_bytes(name))
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write an object as JSON with sorted keys."""
+        self.write_bytes(name, json.dumps(value, sort_keys=True, indent=1).encode())
+
+    def read_toml(self, name: str) -> dict[str, Any]:
+        """Read an object as TOML; raises `StateError` that names it when it is not."""
+        try:
+            return tomllib.loads(self.read_bytes(name).decode())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise StateError(f"{self.path(name)} is not valid TOML: {error}.") from error
+
+    def write_toml(self, name: str, value: dict[str, Any]) -> None:
+        """Write an object as TOML."""
+        self.write_bytes(name, tomli_w.dumps(value).encode())
+
+    @contextlib.contextmanager
+    def open_read(self, name: str) -> Iterator[Any]:
+        """Open an object for reading as a seekable binary stream."""
+        if self.is_local:
+            with open(self.path(name), "rb") as stream:
+                yield stream
+        else:
+            with fsspec.open(self.path(name), "rb") as stream:
+                yield stream
+
+
+def _umask() -> int:
+    """Return the process's umask; there is no way to read it without setting it for a moment."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

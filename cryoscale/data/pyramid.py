@@ -1,0 +1,233 @@
+"""Multi-level volumes as sharded OME-Zarr 0.5: tomograms and label volumes share this ground.
+
+Only metadata published last (by `publish`) makes a pyramid readable for others; until then the arrays
+stand there without it. A write covers whole shards and deletes the shard's key first, because a torn shard
+would make every later overwrite fail.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+import zarr.codecs
+import zarr.storage
+
+from cryoscale.data.folder import Folder
+from cryoscale.errors import FormatError, StateError
+from cryoscale.geometry import Box, Zyx, check_aligned, round_up
+
+zarr.config.set({"async.concurrency": 4, "threading.max_workers": 2})  # workers are many already
+
+OUR_KEY = "cryoscale"
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of a pyramid: extent (z, y, x) in voxels, voxel size in Å, and where voxel 0 lies.
+
+    Voxel i of the level is centred at `origin_angstrom + i * voxel_size_angstrom` along each axis.
+    """
+
+    shape: Zyx
+    voxel_size_angstrom: float
+    origin_angstrom: float = 0.0
+
+    def to_voxels(self, positions_N3: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """Round positions in Å to voxels of this level."""
+        place = (np.asarray(positions_N3, np.float64) - self.origin_angstrom) / self.voxel_size_angstrom
+        return np.rint(place).astype(np.int64)
+
+    def to_angstrom(self, voxels_N3: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Return the centres of voxels of this level in Å."""
+        return np.asarray(voxels_N3, np.float64) * self.voxel_size_angstrom + self.origin_angstrom
+
+
+def pyramid_levels(
+    shape: Sequence[int], voxel_size_angstrom: float, *, count: int | None = None
+) -> list[Level]:
+    """List the levels of a pyramid made by halving.
+
+    Parameters
+    ----------
+    shape : (3,) int
+        Extent of level 0, voxels.
+    count : int, optional
+        Number of levels; by default until the largest side is at most 64 voxels, and never so many that a
+        side would fall below 1.
+    """
+    levels = [Level(Zyx.of(shape), voxel_size_angstrom)]
+    while (len(levels) < count) if count else (max(levels[-1].shape) > 64):
+        below = levels[-1]
+        if max(below.shape) == 1:
+            break
+        size = 2 * below.voxel_size_angstrom
+        half = Zyx(*(-(-n // 2) for n in below.shape))
+        levels.append(Level(half, size, (size - voxel_size_angstrom) / 2))
+    return levels
+
+
+def open_store(folder: Folder, *, read_only: bool) -> Any:
+    """Open a folder as a zarr store."""
+    if folder.is_local:
+        return zarr.storage.LocalStore(folder.url, read_only=read_only)
+    return zarr.storage.FsspecStore.from_url(folder.url, read_only=read_only)
+
+
+class Pyramid:
+    """A group of arrays `0, 1, 2…` on one grid, in one folder.
+
+    Parameters
+    ----------
+    folder : Folder
+        The OME-Zarr group.
+    writable : bool
+        Whether blocks may be written.
+    """
+
+    def __init__(self, folder: Folder, *, writable: bool = False) -> None:
+        self.folder = folder
+        self.writable = writable
+        self._arrays: dict[int, zarr.Array[Any]] = {}
+
+    def create(
+        self, levels: Sequence[Level], dtype: npt.DTypeLike, *, chunk: int, shard: int, image: bool
+    ) -> None:
+        """Make the empty arrays and delete whatever stood in the folder before.
+
+        `image` chooses the codec: blosc with bit shuffling for densities, plain zstd for labels.
+        """
+        self.folder.delete()
+        store = open_store(self.folder, read_only=False)
+        zarr.create_group(store, overwrite=True)
+        compressor: Any = zarr.codecs.ZstdCodec(level=3)
+        if image:
+            compressor = zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
+        for number, level in enumerate(levels):
+            chunks = tuple(min(chunk, n) for n in level.shape)
+            shards = tuple(min(shard, round_up(n, c)) for n, c in zip(level.shape, chunks, strict=True))
+            zarr.create_array(
+                store,
+                name=str(number),
+                shape=tuple(level.shape),
+                dtype=np.dtype(dtype),
+                chunks=chunks,
+                shards=tuple(round_up(s, c) for s, c in zip(shards, chunks, strict=True)),
+                compressors=compressor,
+                fill_value=0,
+                dimension_names=("z", "y", "x"),
+            )
+
+    def publish(self, ome: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+        """Write the group's metadata; from here on others can read the pyramid."""
+        group = zarr.open_group(open_store(self.folder, read_only=False), mode="r+")
+        group.attrs.put({"ome": dict(ome), OUR_KEY: dict(ours)})
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What cryoscale recorded; raises `StateError` for a pyramid that was not published."""
+        try:
+            group = zarr.open_group(open_store(self.folder, read_only=True), mode="r")
+        except (FileNotFoundError, ValueError) as error:
+            raise StateError(f"{self.folder.url} does not exist or is no OME-Zarr group.") from error
+        ours = group.attrs.get(OUR_KEY)
+        if not isinstance(ours, Mapping):
+            raise StateError(f"{self.folder.url} is unfinished: run the stage that writes it.")
+        return dict(ours)
+
+    def array(self, level: int) -> zarr.Array[Any]:
+        """Open the array of one level."""
+        if level not in self._arrays:
+            try:
+                array = zarr.open_array(
+                    open_store(self.folder, read_only=not self.writable),
+                    path=str(level),
+                    mode="r+" if self.writable else "r",
+                )
+            except (FileNotFoundError, ValueError) as error:
+                raise StateError(f"{self.folder.url} has no level {level}.") from error
+            self._arrays[level] = array
+        return self._arrays[level]
+
+    def shape(self, level: int) -> Zyx:
+        """Extent (z, y, x) of one level, voxels."""
+        return Zyx.of(self.array(level).shape)
+
+    def write_unit(self, level: int) -> Zyx:
+        """Extent of a shard of one level, voxels: what a block must be a union of."""
+        array = self.array(level)
+        return Zyx.of(array.shards or array.chunks)
+
+    def read(self, level: int, box: Box) -> npt.NDArray[Any]:
+        """Read a box that lies inside the volume, in the stored dtype.
+
+        Raises
+        ------
+        FormatError
+            A chunk or shard is damaged; the message names the array and the box.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # zarr warns of codecs that are not yet in its specification
+                return np.asarray(self.array(level)[box.slices])
+        except (ValueError, RuntimeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise FormatError(f"{self.folder.url}, level {level}, {box}: damaged data ({error}).") from error
+
+    def write(self, level: int, core: Box, data_ZYX: npt.NDArray[Any]) -> None:
+        """Write one block: whole shards that nobody else writes.
+
+        Raises
+        ------
+        LayoutError
+            `core` is not aligned to the shards.
+        """
+        array = self.array(level)
+        unit = self.write_unit(level)
+        check_aligned(core, unit, array.shape)
+        self.delete_shards(level, core)
+        array[core.slices] = np.asarray(data_ZYX, dtype=array.dtype)
+
+    def delete_shards(self, level: int, core: Box) -> None:
+        """Delete the keys of all shards of a block, torn or whole."""
+        unit = self.write_unit(level)
+        ranges = [range(a // u, -(-b // u)) for a, b, u in zip(core.start, core.stop, unit, strict=True)]
+        for z in ranges[0]:
+            for y in ranges[1]:
+                for x in ranges[2]:
+                    self.folder.delete(f"{level}/c/{z}/{y}/{x}")
+
+
+def multiscales(name: str, levels: Sequence[Level], *, image: bool) -> dict[str, Any]:
+    """Build the OME-Zarr 0.5 `ome` attribute for a pyramid made by halving.
+
+    Levels above 0 are means of 2x2x2 voxels, so their first voxel's centre lies half a voxel of the level
+    below further on; labels downsample in the same cells and carry the same translation.
+    """
+    datasets = []
+    for number, level in enumerate(levels):
+        scale = level.voxel_size_angstrom
+        transforms: list[dict[str, Any]] = [{"type": "scale", "scale": [scale] * 3}]
+        if number:
+            transforms.append({"type": "translation", "translation": [level.origin_angstrom] * 3})
+        datasets.append({"path": str(number), "coordinateTransformations": transforms})
+    axes = [{"name": axis, "type": "space", "unit": "angstrom"} for axis in "zyx"]
+    method = "mean of 2x2x2 voxels" if image else "most frequent of 2x2x2 voxels, the smaller value on a tie"
+    return {
+        "version": "0.5",
+        "multiscales": [
+            {
+                "name": name,
+                "axes": axes,
+                "datasets": datasets,
+                "type": "mean" if image else "mode",
+                "metadata": {"description": method},
+            }
+        ],
+    }

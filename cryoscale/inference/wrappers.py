@@ -1,0 +1,59 @@
+"""One input, one output: the faces of a network that an engine can run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class EncoderOnly(nn.Module):
+    """The encoding half of an autoencoder: patches (N, 1, Z, Y, X) to codes (N, F)."""
+
+    def __init__(self, autoencoder: nn.Module) -> None:
+        super().__init__()
+        self.autoencoder: Any = autoencoder
+
+    def forward(self, patches_NCZYX: Tensor) -> Tensor:
+        """Encode."""
+        codes_NF: Tensor = self.autoencoder.encode(patches_NCZYX)
+        return codes_NF
+
+
+class DecoderOnly(nn.Module):
+    """The decoding half of an autoencoder: codes (N, F) to patches (N, 1, Z, Y, X)."""
+
+    def __init__(self, autoencoder: nn.Module) -> None:
+        super().__init__()
+        self.autoencoder: Any = autoencoder
+
+    def forward(self, codes_NF: Tensor) -> Tensor:
+        """Decode."""
+        patches_NCZYX: Tensor = self.autoencoder.decode(codes_NF)
+        return patches_NCZYX
+
+
+class ReconstructionOf(nn.Module):
+    """An autoencoder without its codes: patches (N, 1, Z, Y, X) to the same, reconstructed."""
+
+    def __init__(self, autoencoder: nn.Module) -> None:
+        super().__init__()
+        self.autoencoder: Any = autoencoder
+
+    def forward(self, patches_NCZYX: Tensor) -> Tensor:
+        """Encode and decode."""
+        reconstruction_NCZYX: Tensor = self.autoencoder.decode(self.autoencoder.encode(patches_NCZYX))
+        return reconstruction_NCZYX
+
+
+class SoftmaxOf(nn.Module):
+    """A segmenter with probabilities: logits (N, L, ...) become shares of 1 along L."""
+
+    def __init__(self, segmenter: nn.Module) -> None:
+        super().__init__()
+        self.segmenter = segmenter
+
+    def forward(self, patches_NCZYX: Tensor) -> Tensor:
+        """Segment."""
+        return torch.softmax(self.segmenter(patches_NCZYX), dim=1)

@@ -1,0 +1,69 @@
+"""Turned and mirrored copies of patches, drawn anew for every batch.
+
+A quarter turn maps voxels to voxels, so nothing is interpolated. Turns out of the plane also turn the missing
+wedge of the tomogram, which the network then sees in directions where no microscope puts it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Inputs, targets or None, and a generator that belongs to this batch alone; returns the changed pair.
+Augmentation = Callable[[Tensor, Tensor | None, np.random.Generator], tuple[Tensor, Tensor | None]]
+
+Turn = tuple[
+    tuple[int, int, int], tuple[int, ...]
+]  # the order of the axes z, y, x; then which of them to flip
+
+
+def turns_of(box: tuple[int, int, int], *, mirror: bool = False) -> list[Turn]:
+    """List the turns that map a box onto itself.
+
+    Parameters
+    ----------
+    box : (Z, Y, X) int
+        Only axes of equal length are exchanged: 24 turns for a cube, 4 for three different sides.
+    mirror : bool
+        Add the mirrored ones (twice as many). Molecules are handed: a mirrored one does not exist in nature.
+
+    Returns
+    -------
+    turns : list
+        The first one changes nothing.
+    """
+    turns: list[Turn] = []
+    for order in itertools.permutations(range(3)):
+        if any(box[axis] != box[old] for axis, old in enumerate(order)):
+            continue
+        parity = sum(order[a] > order[b] for a, b in itertools.combinations(range(3), 2)) % 2
+        for flips in itertools.product((False, True), repeat=3):
+            if mirror or (parity + sum(flips)) % 2 == 0:
+                flipped = tuple(axis for axis, flip in enumerate(flips) if flip)
+                turns.append(((order[0], order[1], order[2]), flipped))
+    return turns
+
+
+def turned(volumes: Tensor, turn: Turn) -> Tensor:
+    """Apply one turn to the last three axes."""
+    order, flips = turn
+    lead = volumes.ndim - 3
+    moved = volumes.permute(*range(lead), *(lead + axis for axis in order))
+    return moved.flip([lead + axis for axis in flips]) if flips else moved
+
+
+def random_turns(
+    inputs_NCZYX: Tensor, targets_N: Tensor | None, rng: np.random.Generator, *, mirror: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Turn every patch of a batch by its own random turn, and its target (N, ..., Z, Y, X) alike."""
+    box = tuple(inputs_NCZYX.shape[-3:])
+    turns = turns_of((box[0], box[1], box[2]), mirror=mirror)
+    drawn = rng.integers(len(turns), size=len(inputs_NCZYX))
+    inputs = torch.stack([turned(item, turns[k]) for item, k in zip(inputs_NCZYX, drawn, strict=True)])
+    if targets_N is None:
+        return inputs, None
+    return inputs, torch.stack([turned(item, turns[k]) for item, k in zip(targets_N, drawn, strict=True)])

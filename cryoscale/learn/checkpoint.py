@@ -1,0 +1,136 @@
+"""What a training keeps between epochs, so that a kill costs one epoch at most."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from cryoscale.errors import StateError
+from cryoscale.learn.settings import EpochRecord, TrainSettings
+
+Array = npt.NDArray[Any]
+State = dict[str, Any]
+
+
+class Checkpoint(Protocol):
+    """Where a training keeps its state between epochs.
+
+    The state is one flat dictionary. Its values are tensors (on the CPU, contiguous: weights as `model.*`,
+    best weights as `best.*`, moments of Adam as `adam.*`), except under the key `progress`: a dictionary of
+    numbers, strings and lists that JSON can hold. `save` replaces the older state in one step, or not at all.
+    """
+
+    def save(self, state: State) -> None:
+        """Keep this state instead of the last one."""
+        ...
+
+    def load(self) -> State | None:
+        """Give the last state that was saved, or None."""
+        ...
+
+
+@dataclass
+class Progress:
+    """Where the loop stands after an epoch."""
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_loss: float = math.inf
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+    history: list[EpochRecord] = field(default_factory=list)
+
+
+def pack(
+    module: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress, identity: dict[str, Any]
+) -> State:
+    """Put everything that a training needs to go on into one flat dictionary."""
+    state: State = {f"model.{name}": value for name, value in copied(module.state_dict()).items()}
+    state |= {f"best.{name}": value for name, value in progress.best_state.items()}
+    for name, parameter in module.named_parameters():
+        moments = optimiser.state.get(parameter, {})  # empty for a parameter without gradient
+        state |= {f"adam.{name}.{key}": _copy(value) for key, value in moments.items()}
+    state["progress"] = {
+        "epoch": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "best_loss": progress.best_loss,
+        "history": [asdict(record) for record in progress.history],
+        "identity": identity,
+    }
+    return state
+
+
+def unpack(
+    state: State, module: nn.Module, optimiser: torch.optim.Optimizer, identity: dict[str, Any]
+) -> Progress:
+    """Load a state into the network and its optimiser, and say where the training stands.
+
+    Raises
+    ------
+    StateError
+        The state comes from other data, settings or another network.
+    """
+    numbers = state["progress"]
+    other = [key for key, value in identity.items() if numbers["identity"].get(key) != value]
+    if other:
+        raise StateError(
+            f"The checkpoint belongs to another training: it differs in {', '.join(other)}.",
+            remedy="Delete the checkpoint to start anew, or restore those settings.",
+        )
+    module.load_state_dict(_under("model.", state))
+    for name, parameter in module.named_parameters():
+        moments = _under(f"adam.{name}.", state)
+        if moments:
+            optimiser.state[parameter] = {k: _like(v, parameter) for k, v in moments.items()}
+    return Progress(
+        epoch=int(numbers["epoch"]),
+        best_epoch=int(numbers["best_epoch"]),
+        best_loss=float(numbers["best_loss"]),
+        best_state=_under("best.", state),
+        history=[EpochRecord(**record) for record in numbers["history"]],
+    )
+
+
+def identity_of(
+    module: nn.Module, inputs: Tensor, targets: Tensor | None, settings: TrainSettings, validation: Array
+) -> dict[str, Any]:
+    """List what a checkpoint must share with the training that goes on from it; more epochs are fine."""
+    asked = {k: v for k, v in asdict(settings).items() if k not in ("epochs", "threads", "device")}
+    asked["betas"] = list(settings.betas)  # as JSON gives it back
+    shapes = [(name, list(value.shape)) for name, value in module.state_dict().items()]
+    return asked | {
+        "network": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
+        "inputs": _digest(inputs),
+        "targets": "" if targets is None else _digest(targets),
+        "validation rows": _digest(torch.from_numpy(validation)),
+    }
+
+
+def _digest(values: Tensor) -> str:
+    digest = hashlib.sha256(f"{tuple(values.shape)} {values.dtype}".encode())
+    for item in values.detach().cpu():
+        digest.update(np.ascontiguousarray(item.numpy()).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _under(prefix: str, state: State) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    return value.clone() if value.ndim == 0 else torch.empty_like(parameter).copy_(value)
+
+
+def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors to the CPU, contiguous."""
+    return {name: _copy(value) for name, value in state.items()}
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True).contiguous()

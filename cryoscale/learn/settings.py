@@ -1,0 +1,96 @@
+"""How to train, and what a training tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from cryoscale.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train.
+
+    Attributes
+    ----------
+    epochs : int
+        At most this many.
+    patience : int
+        Stop after this many epochs in a row without a better validation loss; the papers have 20.
+    batch_size : int
+        Items per step; the last step of an epoch may have fewer.
+    learning_rate, betas : float
+        Of Adam; the papers' values.
+    validation_fraction : float
+        Share of the items that is never trained on, drawn by the seed; at least one item.
+    min_delta : float
+        Smaller improvements do not count.
+    seed : int
+        Of the split, the order and the augmentation. First weights have their own.
+    threads : int
+        CPU threads of torch; the bits of a result depend on it.
+    device : str
+        "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
+    precision : {"float32", "bfloat16"}
+        "bfloat16" is autocast: products in bfloat16, weights and losses in float32.
+    augment : bool
+        Turn the patches of each training batch at random, unless `fit` is given its own augmentation.
+    """
+
+    epochs: int = 100
+    patience: int = 20
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    validation_fraction: float = 0.1
+    min_delta: float = 0.0
+    seed: int = 0
+    threads: int = 1
+    device: str = "cpu"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    augment: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "patience", "batch_size", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} = {getattr(self, name)} must be at least 1.")
+        if not 0 < self.validation_fraction < 1:
+            raise ConfigurationError(
+                f"validation_fraction = {self.validation_fraction} must lie between 0 and 1."
+            )
+        if self.learning_rate <= 0 or self.min_delta < 0:
+            raise ConfigurationError(
+                f"learning_rate = {self.learning_rate} must be positive,"
+                f" min_delta = {self.min_delta} not negative."
+            )
+        if self.precision not in ("float32", "bfloat16"):
+            raise ConfigurationError(
+                f"precision = {self.precision!r} is unknown.", remedy="Use float32 or bfloat16."
+            )
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch gave; the parts are those that the loss names, averaged over the items."""
+
+    epoch: int  # from 1
+    train_loss: float
+    validation_loss: float
+    train_parts: dict[str, float] = field(default_factory=dict)
+    validation_parts: dict[str, float] = field(default_factory=dict)
+    improved: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The weights with the best validation loss, on the CPU, and how they came about."""
+
+    best_state: dict[str, Tensor]
+    history: list[EpochRecord]
+    best_epoch: int
+    stopped_reason: Literal["patience", "epochs"]

@@ -1,0 +1,312 @@
+"""The driver of a run: lock, engines, events, failures, and the exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cryoscale.config import RunConfig
+from cryoscale.data.clusters import SELECTION, SUGGESTION
+from cryoscale.data.ledger import ALL, UnitLedger
+from cryoscale.data.run import Run
+from cryoscale.errors import ConfigurationError, CryoscaleError, SurroundingsError
+from cryoscale.pipeline.controller import Controller, Limits, unfinished
+from cryoscale.pipeline.order import steps_for, upto
+from cryoscale.pipeline.units import UnitGraph
+from cryoscale.runtime.events import Event, EventBus, MemoryWarning, Message, as_record
+from cryoscale.runtime.executor import Executor, ExecutorSettings, open_executor
+from cryoscale.runtime.memory import available_bytes, cpu_count, parse_bytes
+from cryoscale.runtime.trace import TraceWriter
+
+REFITS = "refits.json"
+ENGINES = {
+    "auto": ("dask", "ray"),
+    "serial": ("serial", "serial"),
+    "dask": ("dask", "dask"),
+    "ray": ("ray", "ray"),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where and how to run; nothing here changes a result.
+
+    Parameters
+    ----------
+    executor : str
+        "auto" (Dask for the CPU stages, Ray for the model stages), "serial", "dask" or "ray".
+    dask, ray : str or None
+        Addresses of running clusters; None starts embedded ones.
+    until : str or None
+        Last stage to do.
+    retry_quarantined : bool
+        Try blocks again that were given up.
+    accept_suggestions : bool
+        Take the suggested selection where a person made none.
+    refit : tuple of str
+        Fits to renew: "train_encoder", "cluster", "train_segmenter".
+    trace : bool
+        Write a Chrome trace to `logs/`.
+    """
+
+    executor: str = "auto"
+    dask: str | None = None
+    ray: str | None = None
+    until: str | None = None
+    retry_quarantined: bool = False
+    accept_suggestions: bool = False
+    refit: tuple[str, ...] = ()
+    trace: bool = True
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended.
+
+    Parameters
+    ----------
+    failures : list of dict
+        stage, tomogram, block, reason.
+    waiting : bool
+        Whether a person has to select clusters before the rest can go on.
+    sealed : dict of str to int
+        Units done per stage.
+    """
+
+    failures: list[dict[str, Any]]
+    waiting: bool
+    sealed: dict[str, int]
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 1 some work failed."""
+        return 1 if self.failures else 0
+
+
+def run_pipeline(
+    run: Run, options: Options, *, listeners: tuple[Callable[[Event], None], ...] = ()
+) -> RunResult:
+    """Do what is due of a run, and nothing twice.
+
+    Raises
+    ------
+    SurroundingsError
+        Disk, network or workers did not mend in time; finished work is kept.
+    ConfigurationError
+        The configuration, the selection, or a memory plan cannot be used.
+    """
+    config = run.config
+    if not config.inputs:
+        raise ConfigurationError(
+            f"{run.folder.url} has no inputs.", remedy="Add files: cryoscale init RUN 'recon/*.mrc'"
+        )
+    bus = EventBus()
+    for listener in listeners:
+        bus.listen(listener)
+    bus.listen(MemoryWarning(bus.emit))
+    with (
+        _wrapped_os_errors(run),
+        run.locked() as lock,
+        _logging(run, bus, options),
+        _Engines(config, options) as e,
+    ):
+        generations = _generations(run, config, options)
+        graph = UnitGraph(run, config, upto(steps_for(config), options.until), generations)
+        if options.retry_quarantined:
+            _forget_quarantined(run)
+        controller = Controller(
+            graph,
+            {"cpu": lambda: e.get("cpu"), "model": lambda: e.get("model")},
+            bus,
+            limits_for(config, e.workers_on_this_machine),
+            on_gate=lambda: _accept(run, bus) if options.accept_suggestions else None,
+            heartbeat=lock.heartbeat,
+        )
+        try:
+            controller.run()
+        finally:
+            failures = failures_of(graph)
+            run.write_failures(failures)
+    return _result(graph, failures)
+
+
+def limits_for(config: RunConfig, workers: int) -> Limits:
+    """Translate the `[execution]` table; the memory budget is per worker."""
+    execution = config.execution
+    if execution.memory_budget is not None:
+        budget = parse_bytes(execution.memory_budget)
+    else:
+        budget = int(0.8 * available_bytes()) // max(1, workers)
+    return Limits(execution.attempts, execution.pauses, execution.pause_seconds, budget)
+
+
+def failures_of(graph: UnitGraph) -> list[dict[str, Any]]:
+    """List what failed: each quarantined block, and each unit that failed for another reason."""
+    rows: list[dict[str, Any]] = []
+    for unit in graph.units.values():
+        where = {"stage": unit.step.name, "tomogram": "" if unit.tomogram == ALL else unit.tomogram}
+        rows += [{**where, "block": mark.block, "reason": mark.reason} for mark in unit.quarantined]
+        if unit.state == "failed" and not unit.quarantined:
+            rows.append({**where, "block": "", "reason": unit.reason})
+    return rows
+
+
+def _result(graph: UnitGraph, failures: list[dict[str, Any]]) -> RunResult:
+    sealed = {
+        step.name: sum(u.state == "sealed" for u in graph.units.values() if u.step is step)
+        for step in graph.steps
+    }
+    return RunResult(failures, any(u.state == "waiting" for u in unfinished(graph)), sealed)
+
+
+def _accept(run: Run, bus: EventBus) -> None:
+    """Take the suggested selection where a person made none for this clustering."""
+    clusters = run.clusters
+    if not clusters.exists or not clusters.folder.exists(SUGGESTION):
+        return
+    chosen = clusters.selection(int(clusters.card["n_clusters"]))
+    if chosen is not None and clusters.accepts(chosen):
+        return
+    suggestion = clusters.folder.read_toml(SUGGESTION)
+    if suggestion.get("clustering") != clusters.card["centers_sha256"]:
+        return
+    plain = {key: suggestion[key] for key in ("clustering", "classes")}
+    if not plain["classes"]:
+        raise ConfigurationError(
+            "the suggestion selects no cluster: no decoded centre looks like an object.",
+            remedy="Look at the contact sheets and write clusters/selection.toml by hand.",
+        )
+    clusters.folder.write_toml(SELECTION, plain)
+    bus.emit(Message(text="took the suggested selection (clusters/suggestion.toml)"))
+
+
+def _generations(run: Run, config: RunConfig, options: Options) -> dict[str, Any]:
+    """Read how often each fit was renewed; renew those asked for, keeping cluster ids where that makes sense."""
+    folder = run.folder.child("ledger")
+    known: dict[str, Any] = folder.read_json(REFITS) if folder.exists(REFITS) else {}
+    fits = [step.name for step in steps_for(config) if step.fit]
+    for name in options.refit:
+        if name not in fits:
+            raise ConfigurationError(f"'{name}' cannot be re-fitted; the fits are {', '.join(fits)}.")
+        entry: dict[str, Any] = {"generation": known.get(name, {}).get("generation", 0) + 1}
+        same_space = "train_encoder" not in options.refit  # centres of two encoders cannot be compared
+        if name == "cluster" and same_space and run.clusters.exists:
+            entry["earlier"] = run.clusters.keep_earlier()
+        known[name] = entry
+    if options.refit:
+        folder.write_json(REFITS, known)
+    return known
+
+
+def _forget_quarantined(run: Run) -> None:
+    for stage in run.ledger.names():
+        for unit in run.ledger.names(stage):
+            for key in run.ledger.names(f"{stage}/{unit}"):
+                UnitLedger(run.ledger, stage, unit, key).forget_quarantined()
+
+
+class _Engines:
+    """Starts each engine on first use and ends all with the run."""
+
+    def __init__(self, config: RunConfig, options: Options) -> None:
+        if options.executor not in ENGINES:
+            raise ConfigurationError(
+                f"there is no executor '{options.executor}'; choose one of {', '.join(ENGINES)}."
+            )
+        self.kinds = dict(zip(("cpu", "model"), ENGINES[options.executor], strict=True))
+        self.addresses = {"dask": options.dask, "ray": options.ray}
+        self.config = config
+        self._open: dict[str, Executor] = {}
+
+    @property
+    def workers_on_this_machine(self) -> int:
+        """Workers that share this machine's memory: none of a cluster elsewhere."""
+        execution = self.config.execution
+        counts = {
+            "dask": execution.dask_workers or cpu_count(),
+            "ray": execution.ray_workers or 1,
+            "serial": 1,
+        }
+        return sum(counts[kind] for kind in set(self.kinds.values()))
+
+    def get(self, engine: str) -> Executor:
+        """Return the started executor of an engine."""
+        kind = self.kinds[engine]
+        if kind not in self._open:
+            executor = open_executor(kind, self._settings(kind))
+            executor.start()
+            self._open[kind] = executor
+        return self._open[kind]
+
+    def _settings(self, kind: str) -> ExecutorSettings:
+        execution = self.config.execution
+        common = ExecutorSettings(
+            address=self.addresses.get(kind),
+            start_timeout_s=execution.start_timeout_s,
+            no_progress_timeout_s=execution.no_progress_timeout_s,
+        )
+        if kind == "ray":
+            workers = execution.ray_workers or (0 if common.address else 1)
+            threads = execution.ray_threads or max(1, cpu_count() // max(1, workers))
+            return replace(common, workers=workers, threads_per_worker=threads, gpus=_gpus())
+        if kind == "dask":
+            return replace(common, workers=execution.dask_workers or 0)
+        return replace(common, workers=1, threads_per_worker=cpu_count())
+
+    def __enter__(self) -> _Engines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for executor in self._open.values():
+            executor.close()
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+@contextlib.contextmanager
+def _logging(run: Run, bus: EventBus, options: Options) -> Iterator[None]:
+    """Write every event as one JSON line, and a trace, to `logs/`; only where the run is a local path."""
+    if not run.folder.is_local:
+        yield
+        return
+    stamp = time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}"
+    folder = Path(run.folder.path("logs"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        events = stack.enter_context((folder / f"events-{stamp}.jsonl").open("w"))
+        bus.listen(lambda event: _write_line(events, as_record(event)))
+        if options.trace:
+            trace = stack.enter_context((folder / f"trace-{stamp}.json").open("wb"))
+            bus.listen(TraceWriter(trace.write))
+        yield
+
+
+def _write_line(stream: Any, record: dict[str, Any]) -> None:
+    stream.write(json.dumps(record) + "\n")
+    stream.flush()
+
+
+@contextlib.contextmanager
+def _wrapped_os_errors(run: Run) -> Iterator[None]:
+    """Say what the system's refusal means for the run; a traceback helps nobody there."""
+    try:
+        yield
+    except CryoscaleError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise SurroundingsError(
+            f"{error.filename or run.folder.url}: {error.strerror}.",
+            remedy="The run stopped with its work kept; mend this, then give the same command again.",
+        ) from error

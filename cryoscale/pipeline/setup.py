@@ -1,0 +1,50 @@
+"""Set up a run: parameters and inputs to `run.toml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cryoscale.config import RunConfig, apply_settings
+from cryoscale.config.run import SourceConfig
+from cryoscale.data.run import Run
+from cryoscale.errors import ConfigurationError
+from cryoscale.formats.inputs import expand_inputs, names_for
+
+
+def initial_config(place: str, settings: list[str]) -> RunConfig:
+    """Return the configuration of an existing run, or a fresh one, with settings applied."""
+    run = Run.at(place)
+    config = run.config if run.folder.exists("run.toml") else RunConfig()
+    return apply_settings(config, settings)
+
+
+def add_inputs(config: RunConfig, patterns: list[str]) -> tuple[RunConfig, list[str]]:
+    """Add the files that patterns name; files that are inputs already stay as they are.
+
+    Raises
+    ------
+    ConfigurationError
+        No file matches, or two files would get the same name.
+    """
+    known = {source.name: source for source in config.inputs}
+    added = []
+    for name, path in names_for(expand_inputs(patterns)).items():
+        place = str(path.absolute())
+        if name in known and known[name].path != place:
+            raise ConfigurationError(
+                f"{place} would be named '{name}', which is {known[name].path} already.",
+                remedy="Rename one of the files, or put it into a run of its own.",
+            )
+        if name not in known:
+            known[name] = SourceConfig(name=name, path=place)
+            added.append(name)
+    return config.model_copy(update={"inputs": tuple(known[n] for n in sorted(known))}), added
+
+
+def write_run(place: str, config: RunConfig) -> Run:
+    """Write `run.toml`; raises `SurroundingsError` when the place cannot be written."""
+    run = Run.at(place)
+    if run.folder.is_local and Path(run.folder.url).is_file():
+        raise ConfigurationError(f"{run.folder.url} is a file; a run is a folder.")
+    run.save_config(config)
+    return run

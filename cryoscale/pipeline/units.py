@@ -1,0 +1,235 @@
+"""Units of work: a step of one tomogram, or of the whole data set; their keys and what they wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from cryoscale.config import RunConfig
+from cryoscale.config.run import parameters_key
+from cryoscale.data.access import Access
+from cryoscale.data.clusters import Selection
+from cryoscale.data.ledger import ALL, Mark, UnitLedger
+from cryoscale.data.run import Run
+from cryoscale.formats.inputs import source_exists, source_stamp
+from cryoscale.geometry import Block
+from cryoscale.pipeline.order import Step
+from cryoscale.stages.base import Plan
+
+TERMINAL = frozenset({"sealed", "failed", "blocked", "waiting"})
+
+
+@dataclass
+class Unit:
+    """A step of one tomogram on its way through the controller.
+
+    `state` is `pending` until its inputs stand, then `active` and `sealing`, and ends `sealed`, `failed`,
+    `blocked` (an input failed) or `waiting` (for a person).
+    """
+
+    step: Step
+    tomogram: str  # `ALL` for the whole data set
+    state: str = "pending"
+    key: str = ""
+    identity: str = ""
+    reason: str = ""
+    fitted: tuple[str, ...] = ()
+    ledger: UnitLedger | None = None
+    access: Access | None = None
+    plan: Plan | None = None
+    marks: dict[int, Mark] = field(default_factory=dict)
+    phase: int = 0
+    outstanding: set[int] = field(default_factory=set)
+    value: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """Step name and tomogram."""
+        return self.step.name, self.tomogram
+
+    @property
+    def quarantined(self) -> list[Mark]:
+        """Blocks that were given up."""
+        return [mark for mark in self.marks.values() if mark.status == "quarantined"]
+
+    def blocks_due(self) -> list[Block]:
+        """Blocks of the current phase without a mark."""
+        assert self.plan is not None
+        return [block for block in self.plan.phases[self.phase] if block.index not in self.marks]
+
+
+class UnitGraph:
+    """All units of a run, and the rules that say when one is ready and what its key is.
+
+    Parameters
+    ----------
+    run : Run
+        The run on storage.
+    config : RunConfig
+        Resolved parameters.
+    steps : list of Step
+        In order.
+    generations : mapping
+        How often each fit was renewed on request, and what it keeps from the earlier one.
+    """
+
+    def __init__(
+        self, run: Run, config: RunConfig, steps: list[Step], generations: Mapping[str, Any]
+    ) -> None:
+        self.run, self.config, self.steps = run, config, steps
+        self.generations = generations
+        self.by_step = {step.name: step for step in steps}
+        self.tomograms = sorted(source.name for source in config.inputs)
+        self.units: dict[tuple[str, str], Unit] = {}
+        for step in steps:
+            for tomogram in self.tomograms if step.scope == "tomogram" else [ALL]:
+                self.units[step.name, tomogram] = Unit(step, tomogram)
+        self._chains: dict[str, str] = {}
+
+    # -- readiness ------------------------------------------------------------------------------------------
+
+    def inputs_of(self, unit: Unit) -> list[Unit]:
+        """List the units that this one reads from."""
+        found = []
+        for name in unit.step.after:
+            if self.by_step[name].scope == "all":
+                found.append(self.units[name, ALL])
+            elif unit.step.scope == "tomogram":
+                found.append(self.units[name, unit.tomogram])
+            else:
+                found += [self.units[name, tomogram] for tomogram in self.fit_set(unit.step)]
+        return found
+
+    def fit_set(self, step: Step) -> list[str]:
+        """List the tomograms that a whole-data-set step looks at."""
+        chosen = set(self.config.run.fit_tomograms) if step.fit else set()
+        return [name for name in self.tomograms if not chosen or name in chosen]
+
+    def frozen(self, unit: Unit) -> bool:
+        """Whether a fit stands already under the key that it would have now."""
+        if not unit.step.fit:
+            return False
+        fits = [u for u in self.inputs_of(unit) if u.step.scope == "all"]
+        if any(u.state != "sealed" for u in fits) or any(
+            u.state != "sealed" for n in self._upstream_fits(unit.step) for u in [self.units[n, ALL]]
+        ):
+            return False
+        return (
+            UnitLedger(self.run.ledger, unit.step.name, unit.tomogram, self.key_of(unit)).sealed is not None
+        )
+
+    def _upstream_fits(self, step: Step) -> list[str]:
+        names: list[str] = []
+        for name in step.after:
+            other = self.by_step[name]
+            names += [name] if other.scope == "all" else self._upstream_fits(other)
+        return names
+
+    def ready(self, unit: Unit) -> str:
+        """Say "yes", "no", or "blocked" for a pending unit."""
+        if self.frozen(unit):
+            return "yes"
+        inputs = self.inputs_of(unit)
+        shared = [u for u in inputs if u.step.scope == "all"]
+        own = [u for u in inputs if u.step.scope == "tomogram"]
+        if any(u.state in ("failed", "blocked", "waiting") for u in shared):
+            return "blocked"
+        if unit.step.scope == "tomogram":
+            if any(u.state in ("failed", "blocked", "waiting") for u in own):
+                return "blocked"
+            return "yes" if all(u.state == "sealed" for u in inputs) else "no"
+        if any(u.state not in TERMINAL for u in own) or any(u.state != "sealed" for u in shared):
+            return "no"
+        if own and not self.usable(unit):
+            return "blocked"
+        return "yes"
+
+    def usable(self, unit: Unit) -> list[str]:
+        """Tomograms whose inputs for a whole-data-set unit are all there."""
+        good = []
+        for tomogram in self.fit_set(unit.step):
+            own = [n for n in unit.step.after if self.by_step[n].scope == "tomogram"]
+            if all(self.units[n, tomogram].state == "sealed" for n in own):
+                good.append(tomogram)
+        return good
+
+    # -- keys -----------------------------------------------------------------------------------------------
+
+    def key_of(self, unit: Unit, selection: Selection | None = None) -> str:
+        """Hash what the unit's artifact depends on; its inputs must be sealed (fits: only earlier fits)."""
+        step = unit.step
+        if step.name == "identify" and (known := self._known_key(unit.tomogram)):
+            return known
+        parts: list[Any] = [step.name, step.stage.version, step.parameters(self.config)]
+        parts.append(self.generations.get(step.name, {}))
+        if step.chosen or step.fit:
+            chosen = selection or self.selection() if step.chosen else None
+            parts.append(chosen.content if chosen else None)
+        if step.fit:
+            parts += [self._chain(name) for name in step.after]
+            return parameters_key(parts)
+        for source in self.inputs_of(unit):
+            if source.state == "sealed":
+                parts.append(
+                    [source.step.name, source.tomogram if step.scope == "all" else "", source.identity]
+                )
+        if step.name == "identify":
+            parts.append(self._source_stamp(unit.tomogram))
+        return parameters_key(parts)
+
+    def _chain(self, name: str) -> str:
+        """Hash the parameters of a step and of all before it: what a fit depends on beside its tomograms."""
+        step = self.by_step[name]
+        if step.scope == "all" and step.fit:
+            return self.units[name, ALL].identity
+        parts: list[Any] = [name, step.stage.version, step.parameters(self.config)]
+        return parameters_key(parts, [self._chain(earlier) for earlier in step.after])
+
+    def _source_stamp(self, tomogram: str) -> list[Any]:
+        source = next(s for s in self.config.inputs if s.name == tomogram)
+        try:
+            return [source.path, *source_stamp(source.path)]
+        except OSError:
+            return [source.path]  # gone: `identify` will say so, under a key of its own
+
+    def _known_key(self, tomogram: str) -> str | None:
+        """Return the sealed key of a source that is gone but was ingested before: nothing is lost then."""
+        source = next(s for s in self.config.inputs if s.name == tomogram)
+        if source_exists(source.path):
+            return None
+        for key in self.run.ledger.names(f"identify/{tomogram}"):
+            sealed = UnitLedger(self.run.ledger, "identify", tomogram, key).sealed
+            if sealed and self.run.tomogram(tomogram).exists("zarr.json"):
+                return key
+        return None
+
+    def selection(self) -> Selection | None:
+        """Read the person's selection if it fits the present clustering; None otherwise."""
+        clusters = self.run.clusters
+        if not clusters.exists:
+            return None
+        chosen = clusters.selection(int(clusters.card["n_clusters"]))
+        return chosen if chosen is not None and clusters.accepts(chosen) else None
+
+    # -- access ---------------------------------------------------------------------------------------------
+
+    def access_for(self, unit: Unit) -> Access:
+        """Make the grant with which a unit's stage works."""
+        stage = unit.step.stage
+        upstream = {
+            f"{u.step.name}/{u.tomogram}" if u.tomogram != ALL else u.step.name: u.identity
+            for u in self.inputs_of(unit)
+            if u.state == "sealed"
+        }
+        return Access(
+            run=self.run,
+            config=self.config,
+            tomogram="" if unit.tomogram == ALL else unit.tomogram,
+            tomograms=tuple(self.usable(unit)) if unit.step.scope == "all" else (),
+            reads=stage.reads,
+            writes=stage.writes,
+            key=unit.key,
+            upstream=upstream,
+            earlier=str(self.generations.get(unit.step.name, {}).get("earlier", "")),
+        )

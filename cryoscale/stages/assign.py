@@ -1,0 +1,44 @@
+"""Assign: each encoding of a tomogram to its nearest cluster centre; no fit is renewed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cryoscale.data.access import Access
+from cryoscale.data.rows import ROWS_PER_BLOCK, write_assignments
+from cryoscale.errors import StateError
+from cryoscale.stages.base import WholeStage
+
+
+class AssignStage(WholeStage):
+    """From encodings and centres to one cluster id and distance per pick."""
+
+    name = "assign"
+    reads = frozenset({"encodings", "clusters"})
+    writes = "assignments"
+
+    def compute(self, access: Access) -> dict[str, Any]:
+        """Write `assignments/<tomogram>.parquet`."""
+        from cryoscale.learn.clustering import Clustering, assign
+
+        stored = access.clusters().load()
+        encodings = access.encodings()
+        rows, dimension = encodings.shape
+        if dimension != stored.centers_KF.shape[1]:
+            raise StateError(
+                f"the encodings of '{access.tomogram}' have {dimension} features, the clustering "
+                f"{stored.centers_KF.shape[1]}.",
+                remedy="Run the encode stage again, or re-fit the clustering (run --refit).",
+            )
+        clustering = Clustering(
+            centers_KF=stored.centers_KF, mean_F=stored.mean_F, scale_F=stored.scale_F,
+            counts_K=stored.counts_K, inertia=0.0, n_iter=0,
+        )  # fmt: skip
+        ids, distances = np.empty(rows, np.int32), np.empty(rows, np.float32)
+        for start in range(0, rows, ROWS_PER_BLOCK):
+            part = slice(start, min(start + ROWS_PER_BLOCK, rows))
+            ids[part], distances[part] = assign(encodings.read(part.start, part.stop), clustering)
+        write_assignments(access.output(), access.tomogram, ids, distances)
+        return {"rows": rows, "empty": rows == 0}

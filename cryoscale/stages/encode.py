@@ -1,0 +1,65 @@
+"""Encode: from picks to encodings, a fixed range of rows at a time; patches live between gather and model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from cryoscale.data.access import Access
+from cryoscale.data.rows import ROWS_PER_BLOCK
+from cryoscale.geometry import Block
+from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan, chunked_rows
+from cryoscale.stages.networks import BATCH, open_encoder
+from cryoscale.stages.patching import PatchReader
+
+ROWS_AT_A_TIME = 1024  # patches in memory at once; a multiple of the batch
+
+
+class EncodeStage(BlockStage):
+    """From picks to one vector each."""
+
+    name = "encode"
+    engine = "model"
+    reads = frozenset({"tomogram", "picks", "encoder"})
+    writes = "encodings"
+
+    def plan(self, access: Access) -> Plan:
+        """Blocks of 4096 rows, one shard of the encodings each."""
+        rows = access.pick_count()
+        reader = PatchReader.for_access(access)
+        patches = ROWS_AT_A_TIME * reader.box.voxels * 4
+        activations = BATCH * reader.box.voxels * access.config.encoder.channels * 4 * 3
+        needed = reader.bytes_per_gather() + 2 * patches + activations + 256 * 2**20
+        return Plan((chunked_rows(rows, ROWS_PER_BLOCK),), needed, rows * access.config.encoder.dimension * 4)
+
+    def create(self, access: Access) -> None:
+        """Make the empty array."""
+        dimension = int(access.model("encoder").card["architecture"]["dimension"])
+        access.encodings().create(access.pick_count(), dimension)
+
+    @contextlib.contextmanager
+    def open_worker(self, access: Access) -> Iterator[BlockFunction]:
+        """Load the encoder once; open the tomogram and the picks."""
+        reader = PatchReader.for_access(access)
+        centres_N3 = reader.voxels(access.picks().positions_N3)
+        encodings = access.encodings()
+        with open_encoder(access) as engine:
+
+            def encode(block: Block) -> BlockReport:
+                first, last = block.rows
+                parts = []
+                for start in range(first, last, ROWS_AT_A_TIME):
+                    patches = reader.gather(centres_N3[start : min(start + ROWS_AT_A_TIME, last)])
+                    parts.append(engine.run(patches[:, None]))
+                encodings.write(first, np.concatenate(parts))
+                return BlockReport(voxels=(last - first) * reader.box.voxels)
+
+            yield encode
+
+    def seal(self, access: Access) -> dict[str, Any]:
+        """Count the rows."""
+        rows, dimension = access.encodings().shape
+        return {"rows": rows, "dimension": dimension, "empty": rows == 0}

@@ -1,0 +1,224 @@
+"""Ingest: from an MRC file to an OME-Zarr pyramid, shard by shard, with the facts that every stage needs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cryoscale.data.access import Access
+from cryoscale.data.pyramid import Level, Pyramid, pyramid_levels
+from cryoscale.data.tomogram import Statistics, TomogramFacts, publish_tomogram
+from cryoscale.errors import DataError, FormatError
+from cryoscale.geometry import Block, Box, Grid, Zyx, round_up
+from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan, renumber
+
+if TYPE_CHECKING:
+    from cryoscale.formats.mrc_header import MrcHeader
+
+SLAB = 32  # planes of a level made at a time, so that memory follows the slab and not the block
+PROFILE_VOXELS = 8_000_000  # the z profile is measured on a level not larger than this
+
+
+class IngestStage(BlockStage):
+    """From a source file to a tomogram: level 0 copied, each further level made from the stored one below."""
+
+    name = "ingest"
+    reads = frozenset({"source"})
+    writes = "tomogram"
+
+    def plan(self, access: Access) -> Plan:
+        """One phase per level; blocks are unions of shards."""
+        header = _header(access)
+        levels = _levels(access, header)
+        edge = access.config.execution.block_voxels
+        phases = []
+        for number, level in enumerate(levels):
+            unit = _shard(level.shape, access.config.ingest.chunk, access.config.ingest.shard)
+            cell = Zyx(*(round_up(min(edge, n), u) for n, u in zip(level.shape, unit, strict=True)))
+            phases.append(list(Grid.of(level.shape, cell).blocks(level=number)))
+        core = max(block.core.voxels for block in phases[0])
+        plane = max(b.core.shape.y * b.core.shape.x for b in phases[0])
+        item = header.dtype.itemsize
+        # level 0: a block read and its copy for the codec; above: a slab of 2x2x2 as many, in float32 too
+        needed = max(core * item * 3, core * item * 2 + SLAB * 8 * plane * (item + 8))
+        disk = sum(level.shape.voxels for level in levels) * item
+        return Plan(renumber(phases), needed + 64 * 2**20, disk)
+
+    def create(self, access: Access) -> None:
+        """Make the empty arrays of all levels."""
+        header = _header(access)
+        config = access.config.ingest
+        pyramid = Pyramid(access.tomogram_folder(), writable=True)
+        levels = _levels(access, header)
+        pyramid.create(levels, header.dtype, chunk=config.chunk, shard=config.shard, image=True)
+
+    @contextlib.contextmanager
+    def open_worker(self, access: Access) -> Iterator[BlockFunction]:
+        """Open the source for reading and the pyramid for writing."""
+        from cryoscale.formats.mrc import MrcVolume
+
+        source = access.source()["path"]
+        pyramid = Pyramid(access.tomogram_folder(), writable=True)
+        ignore = access.config.ingest.voxel_size_angstrom is not None
+        with MrcVolume(source, ignore_voxel_size=ignore) as volume:
+
+            def ingest(block: Block) -> BlockReport:
+                if block.level == 0:
+                    data = volume.read(block.core)
+                    _check_finite(data, source, block.core)
+                else:
+                    data = _downsample(pyramid, block)
+                pyramid.write(block.level, block.core, data)
+                return BlockReport(voxels=block.core.voxels)
+
+            yield ingest
+
+    def seal(self, access: Access) -> dict[str, Any]:
+        """Measure statistics, contrast and the slab of the sample; publish the metadata last.
+
+        Raises
+        ------
+        DataError
+            The volume is constant.
+        """
+        header = _header(access)
+        pyramid = Pyramid(access.tomogram_folder(), writable=True)
+        levels = _levels(access, header)
+        source = access.source()
+        try:
+            statistics = tuple(_statistics(pyramid, number) for number in range(len(levels)))
+        except DataError as error:
+            raise DataError(f"{source['path']}: {error}") from error
+        contrast, reason = _contrast(access, pyramid, levels)
+        z_range, z_reason = _z_range(pyramid, levels)
+        facts = TomogramFacts(
+            name=access.tomogram,
+            levels=tuple(levels),
+            statistics=statistics,
+            contrast=contrast,
+            contrast_reason=reason,
+            key=access.key,
+            source={
+                "path": source["path"],
+                "content_id": access.upstream.get(f"identify/{access.tomogram}", ""),
+                "dtype": header.dtype.name,
+                "mrc_mode": header.mode,
+            },
+            z_range=z_range,
+            z_range_reason=z_reason,
+        )
+        publish_tomogram(pyramid, facts)
+        return {
+            "shape": list(levels[0].shape),
+            "voxel_size_angstrom": levels[0].voxel_size_angstrom,
+            "contrast": contrast,
+            "contrast_reason": reason,
+            "z_range": list(z_range) if z_range else [],
+            "z_range_reason": z_reason,
+        }
+
+
+def _header(access: Access) -> MrcHeader:
+    from cryoscale.formats.mrc import read_header
+
+    return read_header(
+        access.source()["path"], ignore_voxel_size=access.config.ingest.voxel_size_angstrom is not None
+    )
+
+
+def _levels(access: Access, header: MrcHeader) -> list[Level]:
+    asked = access.config.ingest.voxel_size_angstrom
+    size = asked or header.voxel_size_angstrom
+    if size is None:
+        raise FormatError(
+            f"{access.source()['path']}: the voxel size is not set in the header ({header.voxel_size_note}).",
+            remedy="Give it: cryoscale init … --voxel-size ÅNGSTRÖM, or ingest.voxel_size_angstrom in run.toml.",
+        )
+    return pyramid_levels(header.shape, size, count=access.config.ingest.levels)
+
+
+def _shard(shape: Zyx, chunk: int, shard: int) -> Zyx:
+    """Return the write unit that `Pyramid.create` gives a level of this shape."""
+    chunks = [min(chunk, n) for n in shape]
+    return Zyx(*(round_up(min(shard, round_up(n, c)), c) for n, c in zip(shape, chunks, strict=True)))
+
+
+def _check_finite(data: npt.NDArray[Any], source: str, core: Box) -> None:
+    if data.dtype.kind != "f":
+        return
+    bad = int(np.count_nonzero(~np.isfinite(data)))
+    if bad:
+        raise DataError(
+            f"{source}: {bad} voxels between {tuple(core.start)} and {tuple(core.stop)} (z, y, x) are NaN or "
+            "infinite.",
+            remedy="Write the tomogram again from its reconstruction, or replace these voxels by its mean.",
+        )
+
+
+def _downsample(pyramid: Pyramid, block: Block) -> npt.NDArray[Any]:
+    """Make one block of a level from the level below: the mean of 2x2x2 voxels, of fewer at odd faces."""
+    below = block.level - 1
+    whole = Box.whole(pyramid.shape(below))
+    target = pyramid.array(block.level).dtype
+    made = np.empty(block.core.shape, dtype=target)
+    for z in range(block.core.start.z, block.core.stop.z, SLAB):
+        slab = Box(
+            block.core.start._replace(z=z), block.core.stop._replace(z=min(z + SLAB, block.core.stop.z))
+        )
+        fine = Box.of([2 * n for n in slab.start], [2 * n for n in slab.stop]).intersect(whole)
+        mean = _halve(pyramid.read(below, fine).astype(np.float32))
+        at = z - block.core.start.z
+        made[at : at + len(mean)] = np.rint(mean) if target.kind in "iu" else mean
+    return made
+
+
+def _halve(volume_ZYX: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Average pairs along each axis; an odd last voxel stands for itself."""
+    for axis in range(3):
+        moved = np.moveaxis(volume_ZYX, axis, 0)
+        if len(moved) % 2:
+            moved = np.concatenate([moved, moved[-1:]])
+        volume_ZYX = np.moveaxis((moved[0::2] + moved[1::2]) * np.float32(0.5), 0, axis)
+    return volume_ZYX
+
+
+def _statistics(pyramid: Pyramid, level: int) -> Statistics:
+    from cryoscale.ops.normalise import robust_statistics, sample_boxes
+
+    boxes = sample_boxes(pyramid.shape(level), seed=0)
+    sample = np.concatenate([pyramid.read(level, box).ravel() for box in boxes])
+    mean, sd = robust_statistics(sample)
+    return Statistics(mean, sd)
+
+
+def _contrast(access: Access, pyramid: Pyramid, levels: list[Level]) -> tuple[str, str]:
+    from cryoscale.ops.normalise import guess_contrast, sample_boxes
+
+    asked = access.config.ingest.contrast
+    if asked != "auto":
+        return asked, "given in run.toml"
+    boxes = sample_boxes(levels[0].shape, edge=64, budget_voxels=4_000_000, seed=1)
+    guess = guess_contrast([pyramid.read(0, box) for box in boxes], levels[0].voxel_size_angstrom)
+    return guess.value, guess.reason
+
+
+def _z_range(pyramid: Pyramid, levels: list[Level]) -> tuple[tuple[int, int] | None, str]:
+    """Suggest the slab of level 0 that holds the sample, from a level small enough to be read whole."""
+    from cryoscale.ops.normalise import band_profile, suggest_z_range
+
+    small = [n for n, level in enumerate(levels) if level.shape.voxels <= PROFILE_VOXELS]
+    number = small[0] if small else len(levels) - 1
+    box = Box.whole(levels[number].shape)
+    if box.voxels > PROFILE_VOXELS:  # the coarsest is still large: take a column through the middle
+        edge = max(16, int((PROFILE_VOXELS / box.shape.z) ** 0.5))
+        middle = [(n - min(n, edge)) // 2 for n in box.shape[1:]]
+        box = Box.of((0, *middle), (box.shape.z, *(m + edge for m in middle))).intersect(box)
+    found = suggest_z_range(band_profile(pyramid.read(number, box).astype(np.float32)))
+    if found.start is None or found.stop is None:
+        return None, found.reason
+    scale = 2**number
+    return (found.start * scale, min(found.stop * scale, levels[0].shape.z)), found.reason

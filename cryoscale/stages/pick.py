@@ -1,0 +1,255 @@
+"""Pick: from a tomogram to picks, by difference of Gaussians over blocks, or from imported positions."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cryoscale.config.sections import PickConfig
+from cryoscale.data.access import Access
+from cryoscale.data.pyramid import Level
+from cryoscale.data.rows import PICK_TILE_VOXELS, Picks, write_picks
+from cryoscale.data.tables import concatenate, read_table, write_table
+from cryoscale.data.tomogram import Tomogram
+from cryoscale.errors import ConfigurationError, DataError
+from cryoscale.geometry import Block, Box, Grid, Zyx, pick_order, round_up, voxels_of
+from cryoscale.ops.dog import TILE, Dog, dog_candidates, required_read
+from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan
+
+NOISE_EDGE = 192  # voxels; the volume of shuffled voxels on which the noise threshold is measured
+
+
+class PickStage(BlockStage):
+    """From a tomogram to picks.
+
+    Blocks only read the tomogram; each leaves its candidates as one part. Threshold and suppression need the
+    whole tomogram and happen in `seal`, so a seam is nowhere special.
+    """
+
+    name = "pick"
+    reads = frozenset({"tomogram"})
+    writes = "picks"
+
+    def plan(self, access: Access) -> Plan:
+        """Cut the tomogram into unions of fixed tiles; none when positions are imported."""
+        level = _level(access)
+        _check_box(access, level)
+        if access.config.pick.positions:
+            return Plan(((),), 512 * 2**20)
+        dog = dog_for(access.config.pick, level)
+        wanted = _wanted_slab(access, level)
+        edge = round_up(access.config.execution.block_voxels, TILE)
+        cells = Grid.of(level.shape, edge).boxes()
+        blocks = []
+        for core in (cell.intersect(wanted) for cell in cells):
+            if not core.empty:
+                blocks.append(Block(len(blocks), core, required_read(core, level.shape, dog, TILE)))
+        read = max((block.read.voxels for block in blocks), default=0)
+        buffer = (min(TILE, max(level.shape)) + 2 * dog.halo + 8) ** 3
+        return Plan((tuple(blocks),), read * 12 + buffer * 4 * 6 + 64 * 2**20)
+
+    def create(self, access: Access) -> None:
+        """Remove parts of an earlier plan."""
+        access.parts().delete()
+        access.output().delete(f"{access.tomogram}.parquet")
+
+    @contextlib.contextmanager
+    def open_worker(self, access: Access) -> Iterator[BlockFunction]:
+        """Open the tomogram."""
+        tomogram = access.open_tomogram()
+        number = access.working_level()
+        level = tomogram.facts.levels[number]
+        dog = dog_for(access.config.pick, level)
+        parts = access.parts()
+
+        def pick(block: Block) -> BlockReport:
+            density = tomogram.read_canonical(number, block.read)
+            positions_N3, scores_N = dog_candidates(density, block.read, block.core, level.shape, dog, TILE)
+            z, y, x = positions_N3.T
+            write_table(parts, f"{block.index:08d}.parquet", {"z": z, "y": y, "x": x, "score": scores_N})
+            return BlockReport(empty=not len(scores_N), voxels=block.core.voxels)
+
+        yield pick
+
+    def seal(self, access: Access) -> dict[str, Any]:
+        """Threshold, suppress, sort, and write the picks; the same for any cut into blocks."""
+        level = _level(access)
+        if access.config.pick.positions:
+            picks, facts = _imported(access, level)
+        else:
+            picks, facts = _selected(access, level)
+        write_picks(access.output(), access.tomogram, picks)
+        access.parts().delete()
+        return {**facts, "picks": len(picks), "empty": len(picks) == 0}
+
+
+def dog_for(config: PickConfig, level: Level) -> Dog:
+    """Return the filter: by the particle's radius, or by the paper's voxels (2, 5, 1.1)."""
+    if config.radius_angstrom is not None:
+        radius = voxels_of(config.radius_angstrom, level.voxel_size_angstrom)
+        if radius < 1:
+            raise ConfigurationError(
+                f"pick.radius_angstrom = {config.radius_angstrom:g} is {radius:.2f} voxels of "
+                f"{level.voxel_size_angstrom:g} Å; it must be at least one.",
+                remedy="Work at a smaller voxel size, or look for larger particles.",
+            )
+        return Dog.of_radius(radius, ratio=config.ratio)
+    smooth = 2.0 if config.smooth_sigma_voxels is None else config.smooth_sigma_voxels
+    return Dog.of_paper(smooth, config.sigma_voxels or 5.0, config.ratio)
+
+
+def _level(access: Access) -> Level:
+    return access.open_tomogram().facts.levels[access.working_level()]
+
+
+def _check_box(access: Access, level: Level) -> None:
+    box = access.config.patch.box
+    if any(n < side for n, side in zip(level.shape, box, strict=True)):
+        raise DataError(
+            f"tomogram '{access.tomogram}' is {tuple(level.shape)} voxels (z, y, x) at "
+            f"{level.voxel_size_angstrom:g} Å, smaller than a patch of {box}.",
+            remedy="Make patch.size_voxels smaller, or work at a smaller voxel size.",
+        )
+
+
+def _wanted_slab(access: Access, level: Level) -> Box:
+    """Return the slab of the working level that `z_range` leaves."""
+    whole = Box.whole(level.shape)
+    asked = access.config.pick.z_range
+    facts = access.open_tomogram().facts
+    if asked == "all" or (asked == "auto" and facts.z_range is None):
+        return whole
+    low, high = facts.z_range if asked == "auto" and facts.z_range else asked
+    factor = level.voxel_size_angstrom / facts.levels[0].voxel_size_angstrom
+    slab = Box.of((int(low / factor), 0, 0), (-(-int(high) // max(1, round(factor))), *whole.stop[1:]))
+    inside = slab.intersect(whole)
+    if inside.empty:
+        raise ConfigurationError(
+            f"pick.z_range = {list(asked)} leaves nothing of '{access.tomogram}', "
+            f"which has {facts.levels[0].shape.z} slices.",
+            remedy='Give two slice numbers of level 0, first < second, or "auto".',
+        )
+    return inside
+
+
+def _selected(access: Access, level: Level) -> tuple[Picks, dict[str, Any]]:
+    """Reduce the candidates of all blocks to picks."""
+    from cryoscale.ops.patches import fits
+    from cryoscale.ops.peaks import suppress
+
+    parts = access.parts()
+    table = concatenate([read_table(parts, name) for name in parts.names() if name.endswith(".parquet")])
+    if not table:
+        return _as_picks(np.empty((0, 3), np.int64), np.empty(0, np.float32), level), {"candidates": 0}
+    positions_N3 = np.stack([table["z"], table["y"], table["x"]], axis=1).astype(np.int64)
+    scores_N = table["score"].astype(np.float32)
+    good = fits(positions_N3, access.config.patch.box, level.shape)
+    good &= _in_mask(access, level, positions_N3)
+    positions_N3, scores_N = positions_N3[good], scores_N[good]
+    threshold = _threshold(access, level, scores_N)
+    best = scores_N >= threshold
+    positions_N3, scores_N = positions_N3[best], scores_N[best]
+    kept = suppress(positions_N3, scores_N, _min_distance(access.config.pick, level))
+    kept = kept[: access.config.pick.max_picks]
+    facts = {"candidates": len(table["z"]), "threshold": float(threshold) if np.isfinite(threshold) else 0.0}
+    return _as_picks(positions_N3[kept], scores_N[kept], level), facts
+
+
+def _min_distance(config: PickConfig, level: Level) -> float:
+    """Return the minimum distance in voxels: as given, or twice the filter's narrow sigma (paper: 2 s1)."""
+    if config.min_distance_angstrom is not None:
+        return voxels_of(config.min_distance_angstrom, level.voxel_size_angstrom)
+    if config.radius_angstrom is None:
+        return 2 * (config.sigma_voxels or 5.0)
+    return 2 * dog_for(config, level).narrow
+
+
+def _threshold(access: Access, level: Level, scores_N: npt.NDArray[np.float32]) -> float:
+    from cryoscale.ops.peaks import noise_threshold, range_threshold
+
+    config = access.config.pick
+    if config.threshold_rule == "score":
+        return config.threshold
+    if config.threshold_rule == "range":
+        return range_threshold(scores_N, config.threshold)
+    return noise_threshold(_noise_scores(access, level), config.threshold)
+
+
+def _noise_scores(access: Access, level: Level) -> npt.NDArray[np.float32]:
+    """Pick a volume of randomly drawn voxels in the same way and return its scores."""
+    from cryoscale.ops.normalise import sample_boxes
+    from cryoscale.ops.peaks import noise_volume
+
+    tomogram, number = access.open_tomogram(), access.working_level()
+    seed = access.config.pick.seed
+    boxes = sample_boxes(level.shape, budget_voxels=2_000_000, seed=seed)
+    sample = np.concatenate([tomogram.read_canonical(number, box).ravel() for box in boxes])
+    whole = Box.whole(Zyx.of(NOISE_EDGE))
+    noise = noise_volume(sample, whole.shape, seed)
+    return dog_candidates(noise, whole, whole, whole.shape, dog_for(access.config.pick, level), TILE)[1]
+
+
+def _in_mask(access: Access, level: Level, positions_N3: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Tell which positions lie where the mask is not zero; everywhere without a mask."""
+    pattern = access.config.pick.mask
+    if pattern is None:
+        return np.ones(len(positions_N3), dtype=bool)
+    from cryoscale.formats.mrc import MrcVolume
+
+    path = pattern.replace("{tomogram}", access.tomogram)
+    base = access.open_tomogram().facts.levels[0]
+    with MrcVolume(path, ignore_voxel_size=True) as mask:
+        if mask.shape not in (level.shape, base.shape):
+            raise DataError(
+                f"mask {path} is {tuple(mask.shape)} voxels, tomogram '{access.tomogram}' is "
+                f"{tuple(base.shape)} (level at work: {tuple(level.shape)}).",
+                remedy="Make the mask on the tomogram's grid.",
+            )
+        if mask.shape == level.shape:
+            voxels = positions_N3
+        else:
+            voxels = np.minimum(base.to_voxels(level.to_angstrom(positions_N3)), np.array(base.shape) - 1)
+        wanted = np.zeros(len(voxels), dtype=bool)
+        for z in np.unique(voxels[:, 0]):  # plane by plane: a mask may be as large as its tomogram
+            plane = mask.read(Box.of((int(z), 0, 0), (int(z) + 1, *mask.shape[1:])))[0]
+            here = voxels[:, 0] == z
+            wanted[here] = plane[voxels[here, 1], voxels[here, 2]] != 0
+    if len(wanted) and not wanted.any():
+        raise DataError(
+            f"mask {path} leaves no candidate of tomogram '{access.tomogram}'.",
+            remedy="Non-zero voxels of the mask are where picks are wanted.",
+        )
+    return wanted
+
+
+def _imported(access: Access, level: Level) -> tuple[Picks, dict[str, Any]]:
+    from cryoscale.formats.points import read_positions
+    from cryoscale.ops.patches import fits
+
+    pattern = access.config.pick.positions or ""
+    path = pattern.replace("{tomogram}", access.tomogram)
+    tomogram: Tomogram = access.open_tomogram()
+    base = tomogram.facts.levels[0]
+    points = read_positions(
+        path, shape=base.shape, voxel_size_angstrom=base.voxel_size_angstrom, tomogram=access.tomogram
+    )
+    voxels_N3 = level.to_voxels(points.positions_N3)
+    good = fits(voxels_N3, access.config.patch.box, level.shape)
+    if not good.any():
+        raise DataError(
+            f"{path}: none of {len(good)} positions leaves room for a patch in tomogram '{access.tomogram}'.",
+            remedy="Check their unit, their axis order, and the voxel size.",
+        )
+    scores = points.scores_N if points.scores_N is not None else np.ones(len(good), np.float32)
+    order = pick_order(points.positions_N3[good], level.voxel_size_angstrom, PICK_TILE_VOXELS)
+    picks = Picks(points.positions_N3[good][order], scores[good][order].astype(np.float32))
+    return picks, {"imported": len(good), "outside": int((~good).sum())}
+
+
+def _as_picks(voxels_N3: npt.NDArray[np.int64], scores_N: npt.NDArray[np.float32], level: Level) -> Picks:
+    order = pick_order(voxels_N3.astype(np.float64), 1.0, PICK_TILE_VOXELS)
+    return Picks(level.to_angstrom(voxels_N3[order]), scores_N[order])

@@ -1,0 +1,263 @@
+"""Segment: from a tomogram to a label volume, densely, or in the paper's way on patches of chosen clusters.
+
+The prediction is made at the level at work; finer levels repeat it, coarser ones take the most frequent value.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cryoscale.data.access import Access
+from cryoscale.data.clusters import Selection
+from cryoscale.data.pyramid import Pyramid
+from cryoscale.data.tomogram import LabelFacts
+from cryoscale.errors import StateError
+from cryoscale.geometry import Block, Box, Grid, Zyx, round_up
+from cryoscale.ops.blend import Windows, weight_window
+from cryoscale.ops.patches import patch_box
+from cryoscale.ops.shape import otsu_level
+from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan, renumber
+from cryoscale.stages.networks import BATCH, open_decoder, open_segmenter
+from cryoscale.stages.patching import PatchReader
+
+Labels = npt.NDArray[np.uint8]
+Predict = Callable[[Box], Labels]
+CHUNK, SHARD = 64, 256  # voxels; labels compress to almost nothing
+
+
+class SegmentStage(BlockStage):
+    """From a tomogram (and, but for `dense`, its assignments) to `labels/<name>` with all levels."""
+
+    name = "segment"
+    engine = "model"
+    reads = frozenset(
+        {"tomogram", "picks", "encodings", "encoder", "clusters", "assignments", "selection", "segmenter"}
+    )
+    writes = "labels"
+
+    def plan(self, access: Access) -> Plan:
+        """The level at work first, then each level from its neighbour towards it."""
+        levels = access.open_tomogram().facts.levels
+        work = access.working_level()
+        edge = access.config.execution.block_voxels
+        phases = []
+        for number in [work, *range(work + 1, len(levels)), *range(work - 1, -1, -1)]:
+            shape = levels[number].shape
+            unit = [min(SHARD, round_up(n, min(CHUNK, n))) for n in shape]
+            cell = Zyx(*(round_up(min(edge, n), u) for n, u in zip(shape, unit, strict=True)))
+            phases.append(list(Grid.of(shape, cell).blocks(level=number)))
+        reader = PatchReader.for_access(access)
+        core = max(block.core.voxels for block in phases[0])
+        box = reader.box
+        grown = max(b.core.grow(box).voxels for b in phases[0])
+        n_classes = 1 + len(_classes(access)[0])
+        channels = access.config.segmenter.channels
+        needed = (n_classes + 3) * core * 4 + 2 * grown * 4 + BATCH * box.voxels * channels * 4 * 4
+        needed += reader.bytes_per_gather() + 256 * 2**20
+        return Plan(renumber(phases), needed, sum(level.shape.voxels for level in levels))
+
+    def create(self, access: Access) -> None:
+        """Make the empty arrays of all levels."""
+        volume = access.label_volume(write=True)
+        levels = access.open_tomogram().facts.levels
+        volume.pyramid.create(levels, np.uint8, chunk=CHUNK, shard=SHARD, image=False)
+
+    @contextlib.contextmanager
+    def open_worker(self, access: Access) -> Iterator[BlockFunction]:
+        """Load the network once; open the tomogram and the label volume."""
+        pyramid = access.label_volume(write=True).pyramid
+        work = access.working_level()
+        opener = {"dense": _open_dense, "picks": _open_picks, "decoded": _open_decoded}
+        with opener[access.config.segment.mode](access) as predict:
+
+            def segment(block: Block) -> BlockReport:
+                if block.level == work:
+                    labels = predict(block.core)
+                elif block.level > work:
+                    labels = _coarser(pyramid, block)
+                else:
+                    labels = _finer(pyramid, block)
+                if labels.any():
+                    pyramid.write(block.level, block.core, labels)
+                    return BlockReport(voxels=block.core.voxels)
+                pyramid.delete_shards(block.level, block.core)
+                return BlockReport(empty=True, voxels=block.core.voxels)
+
+            yield segment
+
+    def seal(self, access: Access) -> dict[str, Any]:
+        """Publish names, colours and levels; list the volume among the tomogram's labels."""
+        names, colors = _classes(access)
+        volume = access.label_volume(write=True)
+        facts = LabelFacts(
+            name=access.config.segment.labels,
+            levels=access.open_tomogram().facts.levels,
+            class_names=tuple(names),
+            colors=tuple(colors),
+            key=access.key,
+            working_level=access.working_level(),
+            notes={"mode": access.config.segment.mode, "upstream": dict(access.upstream)},
+        )
+        volume.publish(facts)
+        return {"classes": list(names), "mode": access.config.segment.mode}
+
+
+def _classes(access: Access) -> tuple[list[str], list[tuple[int, int, int]]]:
+    """Return names and colours: of the segmenter, or of the selection where no network is used."""
+    if access.config.segment.mode == "decoded":
+        selection = _selection(access)
+        return list(selection.class_names), list(selection.colors)
+    card = access.model("segmenter").card
+    return list(card["classes"]["names"]), [(c[0], c[1], c[2]) for c in card["classes"]["colors"]]
+
+
+def _selection(access: Access) -> Selection:
+    folder = access.clusters()
+    selection = folder.selection(int(folder.card["n_clusters"]))
+    if selection is None:
+        raise StateError("no clusters are selected.", remedy="Edit clusters/selection.toml, then run again.")
+    return selection
+
+
+@contextlib.contextmanager
+def _open_dense(access: Access) -> Iterator[Predict]:
+    """Predict every voxel: overlapping windows at fixed places, blended."""
+    reader = PatchReader.for_access(access)
+    asked = access.config.segment.overlap_voxels
+    overlap = [side // 2 if asked is None else min(asked, side - 1) for side in reader.box]
+    windows = Windows.of(reader.level.shape, reader.box, overlap)
+    with open_segmenter(access) as engine:
+
+        def predict(core: Box) -> Labels:
+            starts = windows.starts_for(core)
+            region = windows.read_box(core)
+            density = reader.read(region)
+            probabilities = windows.accumulate(
+                core, starts, _window_probabilities(engine, density, region, windows, starts),
+                engine.output_shape[0],
+            )  # fmt: skip
+            return probabilities.argmax(axis=0).astype(np.uint8)
+
+        yield predict
+
+
+def _window_probabilities(
+    engine: Any, density: npt.NDArray[np.float32], region: Box, windows: Windows, starts: list[Zyx]
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield the probabilities of each window, computed a batch at a time."""
+    for first in range(0, len(starts), BATCH):
+        batch = [
+            density[windows.window(start).relative_to(region.start).slices]
+            for start in starts[first : first + BATCH]
+        ]
+        yield from engine.run(np.stack(batch)[:, None])
+
+
+@contextlib.contextmanager
+def _open_picks(access: Access) -> Iterator[Predict]:
+    """Predict patches of chosen clusters and embed them at their places, as the paper does."""
+    reader = PatchReader.for_access(access)
+    centres_N3, _, _ = _chosen(access, reader)
+    with open_segmenter(access) as engine:
+
+        def patches(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+            return engine.run(reader.gather(centres_N3[rows])[:, None])
+
+        def predict(core: Box) -> Labels:
+            return _embed(core, centres_N3, reader.box, engine.output_shape[0], patches)
+
+        yield predict
+
+
+@contextlib.contextmanager
+def _open_decoded(access: Access) -> Iterator[Predict]:
+    """Embed the decoded patches themselves, cut at a level, as in the paper's figure 4."""
+    reader = PatchReader.for_access(access)
+    centres_N3, values_N, rows_N = _chosen(access, reader)
+    codes_NF = access.encodings().read()[rows_N]
+    n_classes = 1 + len(_selection(access).classes)
+    with open_decoder(access) as engine:
+        level = access.config.segmenter.level
+        if level is None:
+            table = _selection(access).class_of_cluster(int(access.clusters().card["n_clusters"]))
+            level = otsu_level(engine.run(access.clusters().load().centers_KF[table > 0]))
+
+        def patches(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+            objects = engine.run(codes_NF[rows])[:, 0] < level
+            votes = np.zeros((len(rows), n_classes, *reader.box), np.float32)
+            votes[:, 0] = ~objects
+            votes[np.arange(len(rows)), values_N[rows]] = objects
+            return votes
+
+        def predict(core: Box) -> Labels:
+            return _embed(core, centres_N3, reader.box, n_classes, patches)
+
+        yield predict
+
+
+def _chosen(
+    access: Access, reader: PatchReader
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Return centres, class values and rows of the picks whose cluster is chosen."""
+    class_of = _selection(access).class_of_cluster(int(access.clusters().card["n_clusters"]))
+    values_N = class_of[access.assignments()[0]]
+    rows = np.flatnonzero(values_N > 0)
+    return reader.voxels(access.picks().positions_N3)[rows], values_N[rows], rows
+
+
+def _embed(
+    core: Box,
+    centres_N3: npt.NDArray[np.int64],
+    box: Zyx,
+    n_classes: int,
+    patches: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]],
+) -> Labels:
+    """Blend the predictions of patches into the voxels of a core; what no patch covers is background."""
+    low = centres_N3 - np.array(box) // 2
+    near = np.all((low < core.stop) & (low + np.array(box) > core.start), axis=1)
+    rows = np.flatnonzero(near)
+    total = np.zeros((n_classes, *core.shape), np.float32)
+    weight = weight_window(box)
+    for first in range(0, len(rows), BATCH):
+        batch = rows[first : first + BATCH]
+        for row, predicted in zip(batch, patches(batch), strict=True):
+            place = patch_box(centres_N3[row].tolist(), box)
+            part = place.intersect(core)
+            inner = part.relative_to(place.start).slices
+            total[(slice(None), *part.relative_to(core.start).slices)] += (
+                predicted[(slice(None), *inner)] * weight[inner]
+            )
+    return total.argmax(axis=0).astype(np.uint8)
+
+
+def _coarser(pyramid: Pyramid, block: Block) -> Labels:
+    """Take the most frequent label of 2x2x2 voxels of the level below; the smaller value on a tie."""
+    below = block.level - 1
+    fine = Box.of([2 * n for n in block.core.start], [2 * n for n in block.core.stop])
+    labels = pyramid.read(below, fine.intersect(Box.whole(pyramid.shape(below))))
+    pads = [(0, 2 * n - m) for n, m in zip(block.core.shape, labels.shape, strict=True)]
+    labels = np.pad(labels, pads, mode="edge")
+    eight = [labels[z::2, y::2, x::2] for z in (0, 1) for y in (0, 1) for x in (0, 1)]
+    best = np.zeros(block.core.shape, np.uint8)
+    most = np.zeros(block.core.shape, np.uint8)
+    for value in np.unique(labels):
+        count = sum((part == value).astype(np.uint8) for part in eight)
+        better = count > most
+        best[better] = value
+        most = np.maximum(most, count)
+    return best
+
+
+def _finer(pyramid: Pyramid, block: Block) -> Labels:
+    """Repeat each label of the level above for its 2x2x2 voxels."""
+    above = Box.of([n // 2 for n in block.core.start], [-(-n // 2) for n in block.core.stop])
+    labels = pyramid.read(block.level + 1, above)
+    for axis in range(3):
+        labels = np.repeat(labels, 2, axis=axis)
+    offset = [n % 2 for n in block.core.start]
+    return np.ascontiguousarray(labels[Box.whole(block.core.shape).shift(offset).slices])

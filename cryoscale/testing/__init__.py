@@ -1,0 +1,1 @@
+"""Public helpers for tests: phantoms, hypothesis strategies, contract suites, faulty stores."""
