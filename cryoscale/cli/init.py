@@ -39,7 +39,5 @@ def init_command(
     config = initial_config(run, [*words, *settings])
     config, added = add_inputs(config, list(patterns))
     write_run(run, config)
-    click.echo(
-        f"{Path(run)}: {len(config.inputs)} tomograms ({len(added)} new). Next: cryoscale run {run}"
-    )
+    click.echo(f"{Path(run)}: {len(config.inputs)} tomograms ({len(added)} new). Next: cryoscale run {run}")
     return 0

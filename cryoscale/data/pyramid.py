@@ -98,11 +98,14 @@ class Pyramid:
     def create(
         self, levels: Sequence[Level], dtype: npt.DTypeLike, *, chunk: int, shard: int, image: bool
     ) -> None:
-        """Make the empty arrays and delete whatever stood in the folder before.
+        """Make the empty arrays in place of those that stood there.
 
-        `image` chooses the codec: blosc with bit shuffling for densities, plain zstd for labels.
+        `image` chooses the codec: blosc with bit shuffling for densities, plain zstd for labels. Label volumes
+        below a tomogram are artifacts of their own, with keys of their own, and stay.
         """
-        self.folder.delete()
+        for name in self.folder.names():
+            if name != "labels":
+                self.folder.delete(name)
         store = open_store(self.folder, read_only=False)
         zarr.create_group(store, overwrite=True)
         compressor: Any = zarr.codecs.ZstdCodec(level=3)

@@ -18,11 +18,10 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +30,9 @@ from cryoscale.formats.points_star import read_star_positions, read_tomograms_st
 from cryoscale.formats.points_table import Convention, Floats, Positions, Table, Target, TomogramGeometry
 from cryoscale.formats.points_write import write_csv, write_import_list, write_star
 from cryoscale.geometry import Zyx
+
+if TYPE_CHECKING:
+    import os
 
 __all__ = [
     "Convention",
@@ -154,7 +156,7 @@ def _read_csv(path: Path, target: Target, convention: Convention) -> Positions:
                 return table.positions(table.numbers(names) * scale, f"{unit} ({', '.join(names[::-1])})")
     raise FormatError(
         f"{path} has no columns for positions as '{convention}'; it has {', '.join(header)}.",
-        remedy="Name them x_angstrom, y_angstrom, z_angstrom, or x_voxel, y_voxel, z_voxel, in a header line.",
+        remedy="Give it a header line with x_angstrom, y_angstrom, z_angstrom or x_voxel, y_voxel, z_voxel.",
     )
 
 

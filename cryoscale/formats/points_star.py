@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryoscale.errors import ConfigurationError, FormatError
 from cryoscale.formats.points_table import (
@@ -18,6 +17,9 @@ from cryoscale.formats.points_table import (
     centre_of,
 )
 from cryoscale.geometry import Zyx
+
+if TYPE_CHECKING:
+    import os
 
 _PIXEL_SIZES = ("rlnTomoTiltSeriesPixelSize", "rlnMicrographOriginalPixelSize")
 
@@ -81,8 +83,8 @@ def _star_convention(
     if target.pixel_size_angstrom or _pixel_size(blocks):
         return "relion4"
     raise ConfigurationError(
-        f"{path} has {CORNER[2]} but nothing says whether it counts pixels of the tilt series or voxels of the "
-        "tomogram.",
+        f"{path} has {CORNER[2]} but nothing says whether it counts pixels of the tilt series or voxels of "
+        "the tomogram.",
         remedy="Give convention 'voxels', or 'relion4' with the pixel size of the tilt series.",
     )
 

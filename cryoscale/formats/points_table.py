@@ -89,6 +89,7 @@ class Table:
         self.columns = {name.strip().lower(): [str(v) for v in values] for name, values in columns.items()}
 
     def has(self, names: Iterable[str]) -> bool:
+        """Whether all of these columns exist."""
         return all(name.lower() in self.columns for name in names)
 
     def first(self, names: Iterable[str]) -> list[str] | None:

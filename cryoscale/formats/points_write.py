@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -107,8 +109,11 @@ def write_csv(
         columns["score"] = [repr(float(v)) for v in _column(path, score_N, len(positions))]
     if class_N is not None:
         columns["class"] = [str(v) for v in _column(path, class_N, len(positions))]
-    rows = [",".join(columns), *(",".join(row) for row in zip(*columns.values(), strict=True))]
-    _write_text(Path(path), "\n".join(rows) + "\n")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    _write_text(Path(path), text.getvalue())
 
 
 def _column(path: str | os.PathLike[str], values: npt.ArrayLike, count: int) -> npt.NDArray[Any]:

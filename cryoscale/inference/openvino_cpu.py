@@ -51,7 +51,7 @@ def _compile(module: nn.Module, shape: tuple[int, ...], threads: int, hint: str)
     with warnings.catch_warnings():
         # Conversion traces the network; torch announces the end of tracing.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
-        model = openvino.convert_model(module, example_input=torch.zeros(shape), input=[shape])
+        model = openvino.convert_model(module, example_input=torch.zeros(1, *shape[1:]), input=[shape])
     settings = {
         "INFERENCE_PRECISION_HINT": hint,  # without it some CPUs compute float32 networks in bfloat16
         "INFERENCE_NUM_THREADS": threads,

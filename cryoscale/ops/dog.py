@@ -16,11 +16,11 @@ import numpy.typing as npt
 
 from cryoscale.errors import ConfigurationError
 from cryoscale.geometry import Box, Zyx
-from cryoscale.ops.gaussian import Float32, filter_exact, filter_tile, halo_voxels
+from cryoscale.ops.gaussian import SLAB, Float32, cutoff, filter_exact, filter_tile, halo_voxels
 from cryoscale.ops.peaks import local_maxima
-from cryoscale.ops.tiles import filtered_tiles, required_voxels
+from cryoscale.ops.tiles import buffer_shape, filtered_tiles, required_voxels, tile_edge
 
-# 192 plus the halo of the paper's filter lands on a fast transform length and needs some 0.5 GB.
+# A larger tile wastes less on its halo but more on volumes that it does not divide; 192 takes 0.13 GB.
 TILE = 192
 
 
@@ -124,6 +124,20 @@ def required_read(core: Box, shape: Sequence[int], dog: Dog, tile: int = TILE) -
     volume is reflected back inside. For a core that is a union of tiles this is core plus halo, clipped.
     """
     return required_voxels(core, shape, tile, candidates_halo(dog))
+
+
+def working_bytes(shape: Sequence[int], dog: Dog, tile: int = TILE) -> int:
+    """Bound the memory that `dog_candidates` takes beside its input, bytes (without the maxima it returns).
+
+    The buffer, three copies of the kept part of its spectrum, a few planes, the scores of a tile, and the
+    voxels that survive the first tests for a maximum; the narrower the filter, the more of both.
+    """
+    z, y, x = buffer_shape(shape, tile, candidates_halo(dog))
+    kept = min(1.0, cutoff(dog.terms) / math.pi)
+    spectrum = 8.0 * z * (kept * y + 2.0) * (kept * x / 2.0 + 2.0)
+    planes = 4 * SLAB * 8.0 * y * (x // 2 + 1)
+    voxels = math.prod(n + 2 for n in tile_edge(shape, tile))
+    return math.ceil(4.0 * z * y * x + 3.0 * spectrum + planes + voxels * (6.0 + 32.0 * kept)) + 1_000_000
 
 
 def dog_candidates(

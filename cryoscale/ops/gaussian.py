@@ -24,7 +24,7 @@ _NEGLIGIBLE = 1e-9
 _POINT = 0.1
 
 # Planes per pass; fixed, because the last bits depend on how many lines are transformed together.
-_SLAB = 8
+SLAB = 8
 
 
 def halo_voxels(sigma: float) -> int:
@@ -114,7 +114,7 @@ def filter_tile(
     axes y and x are done a few planes at a time, which stay in the processor's cache.
     """
     n_z, n_y, n_x = padded_ZYX.shape
-    reach = _cutoff(terms)
+    reach = cutoff(terms)
     k_x = 2.0 * np.pi * scipy.fft.rfftfreq(n_x)
     k_x = k_x[: int(np.count_nonzero(k_x <= reach))]
     low_y, low_z = _low_bins(n_y, reach), _low_bins(n_z, reach)
@@ -137,11 +137,11 @@ def filter_tile(
 
 def _slabs(planes: int) -> Iterator[slice]:
     """Yield slices of a few planes each."""
-    for start in range(0, planes, _SLAB):
-        yield slice(start, min(start + _SLAB, planes))
+    for start in range(0, planes, SLAB):
+        yield slice(start, min(start + SLAB, planes))
 
 
-def _cutoff(terms: Sequence[tuple[float, float]]) -> float:
+def cutoff(terms: Sequence[tuple[float, float]]) -> float:
     """Return the frequency (radians per voxel) beyond which every Gaussian of `terms` is negligible."""
     narrowest = min(sigma for _, sigma in terms)
     if narrowest <= 0.0:

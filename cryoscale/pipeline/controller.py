@@ -158,7 +158,7 @@ class Controller:
         unit.ledger = UnitLedger(self.graph.run.ledger, *unit.name, unit.key)
         sealed = unit.ledger.sealed
         if sealed is not None:
-            self._become_sealed(unit, sealed["value"])
+            self._become_sealed(unit, sealed["value"], fresh=False)
             return
         unit.access = self.graph.access_for(unit)
         try:
@@ -187,7 +187,7 @@ class Controller:
         if not unit.ledger.created:
             stage.create(unit.access)
             unit.ledger.mark_created()
-        self._announce(unit, unit.plan.block_count, unit.plan.voxels)
+        self._announce(unit, unit.plan.block_count + 1, unit.plan.voxels)  # and the seal
         self._queue_phase(unit)
 
     def _announce(self, unit: Unit, blocks: int, voxels: int) -> None:
@@ -302,7 +302,7 @@ class Controller:
         if attempt.block is None:
             value = dict(outcome.value)
             unit.ledger.seal(value, empty=bool(value.get("empty")))
-            self._become_sealed(unit, value)
+            self._become_sealed(unit, value, fresh=True)
             return
         status = "empty" if empty else "done"
         self._mark(unit, Mark(attempt.block, status, voxels, round(outcome.seconds, 4), time.time()))
@@ -318,10 +318,11 @@ class Controller:
             unit.ledger.flush()
             self._queue_phase(unit)
 
-    def _become_sealed(self, unit: Unit, value: dict[str, Any]) -> None:
+    def _become_sealed(self, unit: Unit, value: dict[str, Any], *, fresh: bool) -> None:
         unit.state, unit.value = "sealed", value
         unit.identity = str(value.get("hash", unit.key))
-        self.bus.emit(StageSealed(stage=unit.step.name, tomogram=_shown(unit)))
+        if fresh:
+            self.bus.emit(StageSealed(stage=unit.step.name, tomogram=_shown(unit)))
 
     def _retry_or_give_up(self, attempt: Attempt, outcome: Outcome) -> None:
         """Try again, then alone on a fresh worker, then quarantine."""

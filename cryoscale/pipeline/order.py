@@ -46,6 +46,9 @@ class Step:
         Whether the result is frozen once made: tomograms added later do not renew it.
     chosen : bool
         Whether it needs a selection of clusters by a person.
+    behind : tuple of str
+        Names of whole-data-set steps that must have ended first, without being read: what a person looks at
+        before choosing.
     """
 
     stage: Stage
@@ -54,6 +57,7 @@ class Step:
     scope: Scope = "tomogram"
     fit: bool = False
     chosen: bool = False
+    behind: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -103,6 +107,7 @@ def steps_for(config: RunConfig) -> list[Step]:
                 scope="all",
                 fit=True,
                 chosen=not given_segmenter,
+                behind=("review",),
             )
         )
     segment_after = ("assign", "train_encoder") if drawn else ("assign", "train_segmenter")
@@ -112,6 +117,7 @@ def steps_for(config: RunConfig) -> list[Step]:
             segment_after,
             lambda c: [c.segment, patch],
             chosen=not (given_segmenter and config.segment.mode == "dense"),
+            behind=("review",) if drawn else (),
         ),
         Step(InstancesStage(), ("segment",), lambda c: [c.instances, c.segment.labels]),
     ]

@@ -130,6 +130,8 @@ class UnitGraph:
         """Say "yes", "no", or "blocked" for a pending unit."""
         if self.frozen(unit):
             return "yes"
+        if any(self.units[name, ALL].state not in TERMINAL for name in unit.step.behind):
+            return "no"
         inputs = self.inputs_of(unit)
         shared = [u for u in inputs if u.step.scope == "all"]
         own = [u for u in inputs if u.step.scope == "tomogram"]

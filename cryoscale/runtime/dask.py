@@ -15,9 +15,11 @@ from cryoscale.runtime.task import Outcome, Task, WorkCache, failed, lost, run_p
 # One per worker process. Dask calls a plain function, so what a worker keeps open has to live in its module.
 _CACHE = WorkCache()
 
-# How long the last steps may take: fetching a finished outcome, asking workers to close what they hold.
-_GATHER_S = 60.0
+# How long the last steps may take: fetching a finished outcome (a few hundred bytes), asking workers to close
+# what they hold, ending the embedded cluster.
+_GATHER_S = 15.0
 _RELEASE_S = 5.0
+_CLOSE_S = 30.0
 
 
 def _run_on_worker(payload: bytes) -> bytes:
@@ -170,4 +172,4 @@ class DaskExecutor(Executor):
                 with suppress(Exception):
                     client.close(timeout=_RELEASE_S)
             if cluster is not None:
-                cluster.close(timeout=_GATHER_S)
+                cluster.close(timeout=_CLOSE_S)

@@ -241,9 +241,9 @@ class Executor(ABC):
         where = self.settings.address or "the engine that this process started"
         limit = f"waited up to {self.settings.start_timeout_s:g} s"
         return SurroundingsError(
-            f"{what} under {self.name} at {where} ({limit}).{' ' + detail if detail else ''}",
-            remedy="Check that workers run there, that they can reach the scheduler, that the same versions of "
-            "Python and cryoscale are in their image, and their logs; `cryoscale doctor` shows this side.",
+            f"{what} under {self.name} at {where} ({limit}). {detail}".strip(),
+            remedy="Check that workers run there, can reach the scheduler and have the same versions of Python "
+            "and cryoscale, and read their logs; `cryoscale doctor` shows this side.",
         )
 
     def _has_room(self) -> bool:

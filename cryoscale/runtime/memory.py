@@ -50,7 +50,7 @@ def format_bytes(count: float) -> str:
         if abs(count) < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:.3g} TB"
+    return f"{count:.3g} TB" if abs(count) < 999.5 else f"{count:.0f} TB"
 
 
 def available_bytes(root: str | os.PathLike[str] = "/") -> int:

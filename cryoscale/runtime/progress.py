@@ -32,9 +32,11 @@ class StageTally:
     voxels, voxels_through : int
         The same in voxels, without those found done.
     failures : int
-        Quarantined blocks and tomograms that stopped here.
+        Quarantined blocks.
     began : float or None
-        Clock reading at the start of the first attempt.
+        Clock reading when the first tomogram entered the stage.
+    tomograms, sealed, stopped : set of str
+        Those that entered, those complete, and those that stopped here.
     """
 
     name: str
@@ -47,6 +49,7 @@ class StageTally:
     began: float | None = None
     tomograms: set[str] = field(default_factory=set)
     sealed: set[str] = field(default_factory=set)
+    stopped: set[str] = field(default_factory=set)
 
     def add(self, event: StageStarted, now: float) -> None:
         """Count the plan of one more tomogram."""
@@ -82,12 +85,14 @@ class StageTally:
             f"{len(self.sealed)}/{len(self.tomograms)} tomograms",
         ]
         if self.voxels_through:
-            parts.append(f"{with_prefix(self.rate(now))} {self.unit}/s")
-        left = self.seconds_left(now)
+            parts.append(f"{with_prefix(self.rate(now))}{self.unit}/s")
+        left = self.seconds_left(now) if self.through < self.blocks else None
         if left:
             parts.append(f"{clock_time(left)} left")
         if self.failures:
-            parts.append(f"{self.failures} failed")
+            parts.append(f"{self.failures} blocks failed")
+        if self.stopped:
+            parts.append(f"{len(self.stopped)} tomograms stopped")
         return ", ".join(parts)
 
 
@@ -138,7 +143,7 @@ class ProgressDisplay:
             self._write(event.text, _STYLES[event.level])
         elif isinstance(event, UnitFailed):
             tally = self._tally(event.stage)
-            tally.failures += 1
+            tally.stopped.add(event.tomogram)
             self._write(f"{event.stage} of {event.tomogram} stopped: {event.reason}", "red")
             self._show(tally)
         elif isinstance(event, StageStarted):
@@ -152,7 +157,7 @@ class ProgressDisplay:
         elif isinstance(event, StageSealed):
             tally = self._tally(event.stage)
             tally.sealed.add(event.tomogram)
-            self._show(tally, whole=tally.sealed >= tally.tomograms)
+            self._show(tally, whole=tally.sealed | tally.stopped >= tally.tomograms)
 
     def _tally(self, stage: str) -> StageTally:
         return self._tallies.setdefault(stage, StageTally(stage))

@@ -56,8 +56,8 @@ class RayExecutor(Executor):
     """Runs tasks on one actor per worker; Ray restarts and retries nothing, we do.
 
     An embedded Ray listens on loopback alone and asks for a token, and its processes end with the thread that
-    called `start` (the kernel sees to it), so call it from a thread that lives as long as the run. What Ray forgets
-    when this process is killed, a `Reaper` ends.
+    called `start` (the kernel sees to it), so call it from a thread that lives as long as the run. What Ray
+    forgets when this process is killed, a `Reaper` ends.
     """
 
     name = "ray"

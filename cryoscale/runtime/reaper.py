@@ -1,7 +1,7 @@
 """A small process that outlives a killed driver just long enough to end what the driver's Ray leaves behind.
 
-Ray's own processes end with the driver, but two agents try for a minute to report to a head node that is gone.
-Ours are known for certain by the files they hold open under the private folder of this run.
+Ray's own processes end with the driver, but two agents try for a minute to report to a head node that is
+gone. Ours are known for certain by the files they hold open under the private folder of this run.
 
 The file is run by path, without the package: it must start in milliseconds and import next to nothing.
 """
@@ -54,11 +54,8 @@ class Reaper:
 
 def holders(folder: str, spare: set[int]) -> list[int]:
     """List processes with a file open under `folder`, except those in `spare`. Looks at /proc: Linux only."""
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) not in spare and _holds(f"/proc/{name}/fd", folder + os.sep):
-            found.append(int(name))
-    return found
+    processes = {int(name) for name in os.listdir("/proc") if name.isdigit()} - spare
+    return [process for process in processes if _holds(f"/proc/{process}/fd", folder + os.sep)]
 
 
 def _holds(descriptors: str, prefix: str) -> bool:

@@ -16,8 +16,8 @@ from cryoscale.runtime.events import Event, StageSealed, TaskEnded, UnitFailed
 class TraceWriter:
     """A listener that writes one line of Chrome trace per ended task.
 
-    A worker is a row, a task a bar on it. The viewer's processes are hosts, its threads worker processes. Times
-    are microseconds since the first event, by the workers' clocks: where those disagree, bars are shifted.
+    A worker is a row, a task a bar on it. The viewer's processes are hosts, its threads worker processes.
+    Times are microseconds since the first event, by the workers' clocks: where those disagree, bars shift.
 
     Parameters
     ----------

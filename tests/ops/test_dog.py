@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +10,14 @@ from hypothesis import strategies as st
 
 from cryoscale.errors import ConfigurationError, LayoutError
 from cryoscale.geometry import Box, Grid
-from cryoscale.ops.dog import Dog, candidates_halo, difference_of_gaussians, dog_candidates, required_read
+from cryoscale.ops.dog import (
+    Dog,
+    candidates_halo,
+    difference_of_gaussians,
+    dog_candidates,
+    required_read,
+    working_bytes,
+)
 from cryoscale.ops.gaussian import smooth_exact
 from cryoscale.ops.peaks import local_maxima
 
@@ -152,3 +160,18 @@ def test_a_constant_volume_has_no_candidates():
     assert scores.shape == (0,)
     assert positions.dtype == np.int64
     assert scores.dtype == np.float32
+
+
+@pytest.mark.parametrize("dog", [Dog.of_paper(), Dog(0.5), Dog(1.5)], ids=["paper", "narrow", "middle"])
+def test_memory_stays_below_the_promise(dog):
+    shape, whole = (96, 100, 90), Box.whole((96, 100, 90))
+    volume = noise(shape)
+    dog_candidates(volume[:20, :20, :20], Box.whole((20,) * 3), Box.whole((20,) * 3), (20,) * 3, dog)
+    tracemalloc.start()
+    try:
+        dog_candidates(volume, whole, whole, shape, dog, 90)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    promise = working_bytes(shape, dog, 90)
+    assert promise / 4 < peak < promise

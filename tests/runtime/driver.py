@@ -1,4 +1,4 @@
-"""A driver that `test_processes` starts, looks at, and kills. Usage: driver.py KIND hold|close|exit-with-work"""
+"""A driver that `test_processes` starts, looks at, and kills. Usage: driver.py KIND hold|close"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 import warnings
 
@@ -11,7 +12,7 @@ import pytest
 
 from cryoscale.errors import SurroundingsError
 from cryoscale.runtime.executor import ExecutorSettings, open_executor
-from cryoscale.testing.executors import check_needs_client, check_results, drain, notes, task, Behaviour
+from cryoscale.testing.executors import Behaviour, check_needs_client, check_results, drain, notes, task
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,10 @@ def cluster():
 
 def _scale(cluster, count):
     cluster.scale(count)
+    pause, deadline = threading.Event(), time.monotonic() + 60
+    while len(cluster.scheduler.workers) > count:
+        assert time.monotonic() < deadline
+        pause.wait(0.02)
     if count:
         from distributed import Client
 
@@ -39,7 +44,7 @@ def _scale(cluster, count):
 def test_a_dask_cluster_without_workers_is_reported_within_the_limit(cluster):
     settings = ExecutorSettings(address=cluster.scheduler_address, start_timeout_s=1.0)
     before = time.monotonic()
-    with pytest.raises(SurroundingsError, match="no worker answered.*waited up to 1 s.*Check that workers"):
+    with pytest.raises(SurroundingsError, match=r"no worker answered.*waited up to 1 s.*Check that workers"):
         open_executor("dask", settings).start()
     assert time.monotonic() - before < 20
 

@@ -81,7 +81,7 @@ def test_a_block_that_is_tried_again_counts_once():
     assert (tally.through, tally.blocks, tally.failures) == (4, 4, 1)
     assert tally.rate(20.0) == 200.0  # 2000 voxels in 10 s
     assert tally.seconds_left(20.0) == 5.0
-    assert tally.describe(20.0) == "4/4 blocks, 0/1 tomograms, 200 voxels/s, 5 s left, 1 failed"
+    assert tally.describe(20.0) == "4/4 blocks, 0/1 tomograms, 200 voxels/s, 1 blocks failed"
 
 
 def shown(terminal, events, **options):
@@ -110,10 +110,10 @@ def test_away_from_a_terminal_lines_are_few_and_plain():
     lines = shown(False, EVENTS, interval_s=30.0).splitlines()
     assert lines == [
         "pick: 0/3 blocks, 0/1 tomograms",
-        "pick: 3/3 blocks, 0/1 tomograms, 50 voxels/s, 20 s left, 1 failed",
+        "pick: 3/3 blocks, 0/1 tomograms, 50 voxels/s, 1 blocks failed",
         "pick of t1 stopped: [t1.mrc] holds NaN",
         "paused: no space left",
-        "pick: 3/3 blocks, 1/1 tomograms, 46.5 voxels/s, 22 s left, 2 failed",
+        "pick: 3/3 blocks, 1/1 tomograms, 46.5 voxels/s, 1 blocks failed, 1 tomograms stopped",
     ]
 
 

@@ -72,7 +72,7 @@ def test_no_worker_is_reported_and_the_task_stays():
     executor.start()
     executor.submit(task("square", 1))
     with pytest.raises(
-        SurroundingsError, match="there has been no worker under puppet.*Check that workers run"
+        SurroundingsError, match=r"there has been no worker under puppet.*Check that workers run"
     ):
         executor.wait(60)
     executor.workers = 1
@@ -95,7 +95,7 @@ def test_submit_before_start_is_refused():
 
 
 def test_unknown_names_and_impossible_settings_are_refused():
-    with pytest.raises(ConfigurationError, match="no executor 'slurm'.*serial, dask, ray"):
+    with pytest.raises(ConfigurationError, match=r"no executor 'slurm'.*serial, dask, ray"):
         open_executor("slurm")
     with pytest.raises(ConfigurationError, match="threads_per_worker must be at least 1, got 0"):
         ExecutorSettings(threads_per_worker=0)
@@ -111,7 +111,7 @@ def test_serial_runs_one_task_per_wait_in_order():
 def test_importing_the_room_loads_no_engine():
     code = (
         "import sys; import cryoscale.runtime.executor, cryoscale.runtime.dask, cryoscale.runtime.ray, "
-        "cryoscale.runtime.serial, cryoscale.runtime.devices, cryoscale.runtime.progress, cryoscale.runtime.trace; "
+        "cryoscale.runtime.serial, cryoscale.runtime.devices, cryoscale.runtime.progress; "
         "print([m for m in ('ray', 'dask', 'distributed', 'torch', 'numpy', 'rich') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

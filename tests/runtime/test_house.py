@@ -38,7 +38,10 @@ def test_doctor_says_what_is_missing_and_the_remedy(monkeypatch):
 
 def test_folders_of_the_living_stay_and_of_the_dead_go(tmp_path):
     mine = claim_folder(tmp_path, "cs-")
-    code = f"import os; from pathlib import Path; from cryoscale.runtime.scratch import claim_folder; print(claim_folder(Path({str(tmp_path)!r}), 'cs-'), flush=True); os.kill(os.getpid(), 9)"
+    code = (
+        "import os; from pathlib import Path; from cryoscale.runtime.scratch import claim_folder; "
+        f"print(claim_folder(Path({str(tmp_path)!r}), 'cs-'), flush=True); os.kill(os.getpid(), 9)"
+    )
     dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
     assert mine.is_dir()
     assert os.path.isdir(dead)
@@ -50,15 +53,16 @@ def test_folders_of_the_living_stay_and_of_the_dead_go(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def _hold(folder, wait_for_driver):
+def _hold(folder):
     """A driver with a reaper, and a stray process that holds a file open and ignores the driver's end."""
-    stray = f"import sys; held = open({str(folder / 'log')!r}, 'w'); print(1, flush=True); import signal; signal.pause()"
+    path = str(folder / "log")
+    stray = f"import signal; held = open({path!r}, 'w'); print(1, flush=True); signal.pause()"
     code = (
         "import subprocess, sys; from cryoscale.runtime.reaper import Reaper; "
         f"reaper = Reaper({str(folder)!r}); "
-        f"stray = subprocess.Popen([sys.executable, '-c', {stray!r}], stdout=subprocess.PIPE, start_new_session=True); "
+        f"stray = subprocess.Popen([sys.executable, '-c', {stray!r}], stdout=subprocess.PIPE); "
         "stray.stdout.readline(); print(stray.pid, reaper._process.pid, flush=True); "
-        f"{wait_for_driver}"
+        "sys.stdin.readline()"
     )
     return subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -69,7 +73,7 @@ def _hold(folder, wait_for_driver):
 def test_the_reaper_ends_strays_of_a_killed_driver_and_nobody_else(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    with _hold(folder, "sys.stdin.readline()") as driver, open(tmp_path / "mine", "w"):
+    with _hold(folder) as driver, open(tmp_path / "mine", "w"):
         stray, reaper = (psutil.Process(int(word)) for word in driver.stdout.readline().split())
         assert holders(str(folder), set()) == [stray.pid]
         driver.kill()
