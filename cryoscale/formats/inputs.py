@@ -36,7 +36,7 @@ def expand_inputs(patterns: Sequence[str]) -> list[Path]:
         )
     found: dict[Path, Path] = {}
     for pattern in patterns:
-        for path in _matches(pattern):
+        for path in _matches(os.path.expanduser(pattern)):
             _check_file(path)
             found.setdefault(path.resolve(), path)
     return list(found.values())

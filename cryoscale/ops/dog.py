@@ -21,7 +21,7 @@ from cryoscale.ops.peaks import local_maxima
 from cryoscale.ops.tiles import buffer_shape, filtered_tiles, required_voxels, tile_edge
 
 # A larger tile wastes less on its halo but more on volumes that it does not divide; 192 takes 0.13 GB.
-TILE = 192
+TILE = 128
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import warnings
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
+from cryoscale.runtime.environment import environment
 from cryoscale.runtime.executor import Executor, ExecutorSettings
 from cryoscale.runtime.probe import describe_worker, require_agreement
 from cryoscale.runtime.task import Outcome, Task, WorkCache, failed, lost, run_packed, unpack_outcome
@@ -102,7 +103,8 @@ class DaskExecutor(Executor):
             "distributed.nanny.pre-spawn-environ": settings.thread_environment,
             "distributed.nanny.environ": settings.thread_environment,
         }
-        with dask.config.set(configuration):
+        # Dask sets the variables in this process too, for good; here they would slow down whoever computes.
+        with environment(settings.thread_environment), dask.config.set(configuration):
             return LocalCluster(
                 n_workers=settings.local_workers,
                 threads_per_worker=1,

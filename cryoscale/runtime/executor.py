@@ -242,8 +242,8 @@ class Executor(ABC):
         limit = f"waited up to {self.settings.start_timeout_s:g} s"
         return SurroundingsError(
             f"{what} under {self.name} at {where} ({limit}). {detail}".strip(),
-            remedy="Check that workers run there, can reach the scheduler and have the same versions of Python "
-            "and cryoscale, and read their logs; `cryoscale doctor` shows this side.",
+            remedy="Check that workers run there, can reach the scheduler and have the same versions of "
+            "Python and cryoscale, and read their logs; `cryoscale doctor` shows this side.",
         )
 
     def _has_room(self) -> bool:

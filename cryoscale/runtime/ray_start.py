@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import cryoscale
 from cryoscale.errors import SurroundingsError
+from cryoscale.runtime.environment import environment
 
 if TYPE_CHECKING:
     from cryoscale.runtime.executor import ExecutorSettings
@@ -30,8 +31,8 @@ def start_embedded(settings: ExecutorSettings, folder: Path) -> None:
     """Start a Ray of our own on loopback; its processes end with the calling thread."""
     import ray
 
-    environment = _embedded_environment(settings.thread_environment)
-    with _environment(environment), _loopback_only(), quietly():
+    variables = _embedded_environment(settings.thread_environment)
+    with environment(variables), _loopback_only(), quietly():
         ray.init(
             address="local",
             num_cpus=settings.local_workers * settings.threads_per_worker,
@@ -85,7 +86,7 @@ def import_ray(*, embedded: bool) -> Any:
     """Import Ray, with a token of our own if this is its first import and the engine will be ours."""
     if embedded and "ray" not in sys.modules and "RAY_AUTH_MODE" not in os.environ:
         _TOKEN.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-    with _environment(_TOKEN), quietly():
+    with environment(_TOKEN), quietly():
         import ray
     return ray
 
@@ -102,20 +103,6 @@ def _embedded_environment(threads: Mapping[str, str]) -> dict[str, str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

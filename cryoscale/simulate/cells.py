@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ class Cell:
     realised_snr : float
         Signal variance over noise variance, as measured.
     parameters : dict
-        Everything needed to make the same cell again.
+        The arguments of `simulate_cell` that make the same cell again.
     scene : Scene
         The noise-free density and the instances.
     """
@@ -105,6 +105,7 @@ def simulate_cell(
     ConfigurationError
         Unknown kind, impossible numbers, or no room.
     """
+    parameters = {**locals(), "copies": dict(copies)}
     imaging = Imaging(snr, wedge_degrees, defocus_micrometre, envelope=envelope)
     scene = build_scene(
         shape,
@@ -119,25 +120,9 @@ def simulate_cell(
     noise_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
     volume_ZYX, realised = image(scene.signal_ZYX, voxel_size_angstrom, imaging, seed=noise_seed)
     z, y, x = scene.positions_N3.T
-    return Cell(
-        volume_ZYX=volume_ZYX,
-        labels_ZYX=scene.labels_ZYX,
-        picks={"z": z, "y": y, "x": x, "kind": scene.kind_N, "orientation": scene.quaternion_N4},
-        class_names=scene.class_names,
-        voxel_size_angstrom=voxel_size_angstrom,
-        realised_snr=realised,
-        parameters={
-            "shape": tuple(shape),
-            "voxel_size_angstrom": voxel_size_angstrom,
-            "copies": dict(copies),
-            "vesicles": vesicles,
-            "ice_margin_angstrom": ice_margin_angstrom,
-            "membrane_contrast": membrane_contrast,
-            "seed": seed,
-            **asdict(imaging),
-        },
-        scene=scene,
-    )
+    picks = {"z": z, "y": y, "x": x, "kind": scene.kind_N, "orientation": scene.quaternion_N4}
+    names = scene.class_names
+    return Cell(volume_ZYX, scene.labels_ZYX, picks, names, voxel_size_angstrom, realised, parameters, scene)
 
 
 def demo_cells(n: int = 3, seed: int = 0) -> list[Cell]:

@@ -106,13 +106,7 @@ def build_scene(
     extent = Zyx.of(shape)
     names = [name for name in copies for _ in range(_count(name, copies[name]))]
     size = (np.array(extent) - 1) * voxel_size_angstrom
-    margin = np.broadcast_to(np.asarray(margin_angstrom, dtype=np.float64), 3)
-    if (size - 2 * margin <= 0).any() or len(copies) > 250 or len(names) + vesicles > 65_000:
-        raise ConfigurationError(
-            f"{len(names)} particles do not go into a volume of {size.tolist()} Å "
-            f"with margins {margin.tolist()} Å.",
-            remedy="Use a larger volume, a smaller margin or fewer copies.",
-        )
+    margin = _checked_margin(size, margin_angstrom, particles=len(names) + vesicles, kinds=len(copies))
     rng = np.random.default_rng(seed)
     shells = place_shells(
         vesicles,
@@ -126,24 +120,30 @@ def build_scene(
     quaternion_N4 = random_quaternions(len(names), rng)
     share_N = rng.uniform([kind_of(name).least_share for name in names], 1.0)
     class_names = ("background", *copies, MEMBRANE)
-    canvas = _Canvas(extent, voxel_size_angstrom, resolution_angstrom)
     kind_N = np.array([class_names.index(name) for name in names], dtype=np.uint8)
+    canvas = _Canvas(extent, voxel_size_angstrom, resolution_angstrom)
     for row, name in enumerate(names):
         canvas.paint_particle(
             row, name, int(kind_N[row]), positions_N3[row], quaternion_N4[row], share_N[row]
         )
     for number, shell in enumerate(shells):
         canvas.paint_shell(len(names) + number, shell, len(class_names) - 1, membrane_contrast)
-    return Scene(
-        canvas.signal_ZYX,
-        canvas.labels_ZYX,
-        canvas.instances_ZYX,
-        positions_N3,
-        kind_N,
-        quaternion_N4,
-        class_names,
-        tuple(shells),
-    )
+    volumes = canvas.signal_ZYX, canvas.labels_ZYX, canvas.instances_ZYX
+    return Scene(*volumes, positions_N3, kind_N, quaternion_N4, class_names, tuple(shells))
+
+
+def _checked_margin(
+    size: npt.NDArray[np.float64], margin_angstrom: float | Sequence[float], *, particles: int, kinds: int
+) -> npt.NDArray[np.float64]:
+    """Return the margin along each axis; refuse no room, and more than the labels can count."""
+    margin = np.broadcast_to(np.asarray(margin_angstrom, dtype=np.float64), 3)
+    if (size - 2 * margin <= 0).any() or kinds > 250 or particles > 65_000:
+        raise ConfigurationError(
+            f"{particles} particles and vesicles of {kinds} kinds do not go into a volume of "
+            f"{size.tolist()} Å with margins {margin.tolist()} Å.",
+            remedy="Use a larger volume, a smaller margin or fewer copies (at most 65000 of 250 kinds).",
+        )
+    return margin
 
 
 def _count(name: str, copies: int) -> int:

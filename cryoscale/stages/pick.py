@@ -17,7 +17,7 @@ from cryoscale.data.tables import concatenate, read_table, write_table
 from cryoscale.data.tomogram import Tomogram
 from cryoscale.errors import ConfigurationError, DataError
 from cryoscale.geometry import Block, Box, Grid, Zyx, pick_order, round_up, voxels_of
-from cryoscale.ops.dog import TILE, Dog, dog_candidates, required_read
+from cryoscale.ops.dog import TILE, Dog, dog_candidates, required_read, working_bytes
 from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan
 
 NOISE_EDGE = 192  # voxels; the volume of shuffled voxels on which the noise threshold is measured
@@ -44,13 +44,13 @@ class PickStage(BlockStage):
         wanted = _wanted_slab(access, level)
         edge = round_up(access.config.execution.block_voxels, TILE)
         cells = Grid.of(level.shape, edge).boxes()
-        blocks = []
+        blocks: list[Block] = []
         for core in (cell.intersect(wanted) for cell in cells):
             if not core.empty:
                 blocks.append(Block(len(blocks), core, required_read(core, level.shape, dog, TILE)))
         read = max((block.read.voxels for block in blocks), default=0)
-        buffer = (min(TILE, max(level.shape)) + 2 * dog.halo + 8) ** 3
-        return Plan((tuple(blocks),), read * 12 + buffer * 4 * 6 + 64 * 2**20)
+        needed = read * 12 + working_bytes(level.shape, dog, TILE) + 64 * 2**20
+        return Plan((tuple(blocks),), needed)
 
     def create(self, access: Access) -> None:
         """Remove parts of an earlier plan."""
@@ -244,7 +244,7 @@ def _imported(access: Access, level: Level) -> tuple[Picks, dict[str, Any]]:
             f"{path}: none of {len(good)} positions leaves room for a patch in tomogram '{access.tomogram}'.",
             remedy="Check their unit, their axis order, and the voxel size.",
         )
-    scores = points.scores_N if points.scores_N is not None else np.ones(len(good), np.float32)
+    scores = points.score_N if points.score_N is not None else np.ones(len(good), np.float32)
     order = pick_order(points.positions_N3[good], level.voxel_size_angstrom, PICK_TILE_VOXELS)
     picks = Picks(points.positions_N3[good][order], scores[good][order].astype(np.float32))
     return picks, {"imported": len(good), "outside": int((~good).sum())}

@@ -1,7 +1,7 @@
 """What every executor must do, as functions that a test calls with one started executor.
 
-The works here are tiny and misbehave on purpose. Whoever writes an executor runs `CHECKS` over it; each
-check leaves the executor empty and usable::
+Whoever writes an executor runs `CHECKS` and `FOLDER_CHECKS` over it; each check leaves
+the executor empty and usable::
 
     @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
     def test_contract(check, executor):
@@ -12,17 +12,13 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from cryoscale.errors import DataError
 from cryoscale.runtime.executor import Executor
 from cryoscale.runtime.task import Outcome, Task
+from cryoscale.testing.works import Behaviour, BrokenOpen, LocalWork, Untransportable, notes, task
 
 #: Longest that a check waits for outcomes, seconds.
 PATIENCE_S = 90.0
@@ -36,167 +32,6 @@ def require(condition: bool, message: str) -> None:
     """Raise `ContractBroken` unless the condition holds; unlike `assert` it survives `python -O`."""
     if not condition:
         raise ContractBroken(message)
-
-
-# -- works ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Behaviour:
-    """A work whose arguments say what happens: see the functions in `ACTIONS`.
-
-    Parameters
-    ----------
-    key : str
-        Key of the work.
-    journal : str or None
-        Folder in which opening, running and closing leave one small file each.
-    """
-
-    key: str = "behaviour"
-    journal: str | None = None
-
-    @contextmanager
-    def open(self) -> Iterator[Callable[[Any], Any]]:
-        """Yield a function of `(action, value)`."""
-        note(self.journal, "open", self.key)
-        try:
-            yield self._act
-        finally:
-            note(self.journal, "close", self.key)
-
-    def _act(self, argument: tuple[str, Any]) -> Any:
-        action, value = argument
-        return ACTIONS[action](value)
-
-
-@dataclass(frozen=True)
-class BrokenOpen:
-    """A work that cannot be opened: the model file is damaged."""
-
-    key: str = "broken-open"
-
-    @contextmanager
-    def open(self) -> Iterator[Callable[[Any], Any]]:
-        """Raise before anything is yielded."""
-        if self.key:
-            raise DataError("weights.safetensors is damaged.", remedy="Train again.")
-        yield _square
-
-
-class LocalWork:
-    """A work of a class that workers cannot find: `make` defines it inside a function."""
-
-    @staticmethod
-    def make() -> Any:
-        """Return the unpicklable work."""
-
-        class Hidden(Behaviour):
-            pass
-
-        return Hidden(key="hidden")
-
-
-class Untransportable:
-    """Pickles in the driver, fails to unpickle anywhere: like a class that only the driver's code has."""
-
-    key = "untransportable"
-
-    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
-        return _not_here, ()
-
-
-def _not_here() -> None:
-    raise ModuleNotFoundError("No module named 'only_on_the_driver'")
-
-
-def note(journal: str | None, *words: object) -> None:
-    """Leave a file whose name holds the time, this process and the words; names sort by time."""
-    if journal:
-        name = "_".join([f"{time.monotonic_ns():020d}", str(os.getpid()), *map(str, words)])
-        (Path(journal) / name).touch()
-
-
-def notes(journal: str | Path) -> list[tuple[int, str, list[str]]]:
-    """Read a journal: time in ns, process id, words."""
-    parts = (path.name.split("_") for path in sorted(Path(journal).iterdir()))
-    return [(int(part[0]), part[1], part[2:]) for part in parts]
-
-
-def _square(value: float) -> float:
-    return value * value
-
-
-def _raise_data_error(value: str) -> None:
-    raise DataError(f"{value} holds no finite voxel.", remedy="Check the reconstruction.")
-
-
-def _raise_no_space(value: str) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), value)
-
-
-def _divide_by_zero(value: int) -> float:
-    return value / 0
-
-
-def _raise_system_exit(value: int) -> None:
-    raise SystemExit(value)
-
-
-def _kill_process(value: int) -> None:
-    os._exit(value)
-
-
-def _kill_if_first(flag: str) -> str:
-    # The second attempt finds the flag: a machine that was short of memory once.
-    path = Path(flag)
-    if path.exists():
-        return "survived"
-    path.touch()
-    os._exit(9)
-
-
-def _pause(argument: tuple[float, str, str]) -> str:
-    seconds, journal, name = argument
-    note(journal, "begin", name)
-    threading.Event().wait(seconds)
-    note(journal, "end", name)
-    return name
-
-
-def _return_unpicklable(value: int) -> Any:
-    return lambda: value
-
-
-def _sum_with_dask(count: int) -> int:
-    import dask
-
-    return int(dask.delayed(sum)([dask.delayed(_square)(n) for n in range(count)]).compute())
-
-
-def _process_id(value: int) -> int:
-    return os.getpid()
-
-
-ACTIONS: dict[str, Callable[[Any], Any]] = {
-    "square": _square,
-    "data-error": _raise_data_error,
-    "no-space": _raise_no_space,
-    "bug": _divide_by_zero,
-    "system-exit": _raise_system_exit,
-    "kill": _kill_process,
-    "kill-if-first": _kill_if_first,
-    "pause": _pause,
-    "unpicklable": _return_unpicklable,
-    "dask": _sum_with_dask,
-    "process-id": _process_id,
-}
-
-
-def task(action: str, value: Any, *, work: Any = None, **options: Any) -> Task:
-    """Make a task of `Behaviour` (or of `work`); options go to `Task`."""
-    name = f"{action}-{value}"
-    return Task(options.pop("identifier", name), work or Behaviour(), (action, value), **options)
 
 
 # -- driving ----------------------------------------------------------------------------------------------
@@ -393,6 +228,15 @@ def check_lost(executor: Executor, folder: Path) -> None:
         one(executor, flag).status == "lost", "the executor retried by itself: retries are the controller's"
     )
     require(one(executor, flag).value == "survived", "the second attempt did not run")
+
+
+def check_threads(executor: Executor) -> None:
+    """Check that the libraries in a worker process are told to use few threads, this process is not."""
+    before = dict(os.environ)
+    for name, value in executor.settings.thread_environment.items():
+        got = one(executor, task("environment", name)).value
+        require(got == value, f"{name} is {got} in the worker, should be {value}")
+    require(dict(os.environ) == before, "the environment of this process changed")
 
 
 #: Checks that need an executor only.

@@ -23,6 +23,12 @@ def test_globs_and_paths_each_file_once(tmp_path: Path) -> None:
     assert [p.name for p in expand_inputs([f"{tmp_path}/**/*.st"])] == ["d.st"]
 
 
+def test_a_quoted_pattern_may_begin_with_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.mrc").touch()
+    assert expand_inputs(["~/*.mrc"]) == [tmp_path / "a.mrc"]
+
+
 def test_an_empty_glob_names_the_pattern(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"nothing/\*\.mrc"):
         expand_inputs([f"{tmp_path}/nothing/*.mrc"])

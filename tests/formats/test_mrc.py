@@ -141,6 +141,23 @@ def test_an_unfinished_file_never_appears(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old"
 
 
+def test_the_file_appears_by_renaming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but the whole file ever has the name, and a failed rename leaves the old one."""
+
+    def refuse(source: Path, target: Path) -> None:
+        assert source.parent == target.parent
+        assert source.stat().st_size == 1024 + 8
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "a.mrc"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(SurroundingsError, match=r"a\.mrc cannot be written: No space left.*Free some space"):
+        write_mrc(path, np.zeros((2, 2, 2), np.int8), 10.0)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.mrc"]
+    assert path.read_bytes() == b"old"
+
+
 def test_a_missing_folder_is_the_surroundings(tmp_path: Path) -> None:
     with pytest.raises(SurroundingsError, match="nowhere"):
         write_mrc(tmp_path / "nowhere" / "a.mrc", np.zeros((2, 2, 2), np.int8), 10.0)
@@ -345,6 +362,14 @@ def test_signed_or_unsigned_bytes(
     struct.pack_into("<2f", raw, 76, low, high)
     path.write_bytes(raw)
     assert read_header(path).dtype == expected
+
+
+@pytest.mark.parametrize("voxel", [31.36, 10.012, 13.48, 7.84])
+def test_the_voxel_size_is_the_decimal_that_was_meant(tmp_path: Path, voxel: float) -> None:
+    write_mrc(tmp_path / "a.mrc", np.zeros((3, 7, 630), np.int8), voxel)
+    assert read_header(tmp_path / "a.mrc").voxel_size_angstrom == pytest.approx(voxel, rel=2e-7)
+    write_reference(tmp_path / "b.mrc", np.zeros((128, 2, 2), np.int8), 31.36)
+    assert read_header(tmp_path / "b.mrc").voxel_size_angstrom == 31.36
 
 
 def test_an_extended_header_is_skipped(tmp_path: Path) -> None:

@@ -237,6 +237,25 @@ def test_training_stops_when_it_gets_no_better_and_keeps_the_best_weights():
     assert not module.training
 
 
+def test_a_resumed_training_remembers_its_best_epoch_and_its_patience():
+    patches = np.ones((20, 1, 4, 4, 4), np.float32)
+    patches[:2] = 0.05
+    settings = TrainSettings(epochs=50, patience=3, batch_size=18, learning_rate=0.02)
+
+    def train(**keywords):
+        return fit(
+            Constant(), patches, None, AutoencoderLoss(l1=0), settings, validation_rows=[0, 1], **keywords
+        )
+
+    undisturbed, checkpoint = train(), Memory()
+    with pytest.raises(Killed):
+        train(checkpoint=checkpoint, on_epoch=killed_after(undisturbed.best_epoch + 1))
+    resumed = train(checkpoint=checkpoint)
+    assert resumed.best_epoch == undisturbed.best_epoch
+    assert len(resumed.history) == len(undisturbed.history)
+    assert same_bits(resumed.best_state, undisturbed.best_state)
+
+
 def test_small_improvements_do_not_count_under_min_delta():
     settings = TrainSettings(epochs=9, patience=2, min_delta=1e6)
     result = fit(network(), patches_of(10), None, AutoencoderLoss(), settings)
@@ -325,12 +344,13 @@ def test_an_augmentation_of_ones_own_is_used_on_training_items_alone():
     seen = []
 
     def spy(inputs, targets, rng):
-        seen.append(len(inputs))
+        seen.append((len(inputs), rng.random()))
         return inputs, targets
 
-    settings = TrainSettings(epochs=2, batch_size=50, augment=True)
+    settings = TrainSettings(epochs=2, batch_size=10, augment=True)
     fit(network(), patches_of(20), None, AutoencoderLoss(), settings, augmentation=spy)
-    assert seen == [18, 18]
+    assert [n for n, _ in seen] == [10, 8, 10, 8]
+    assert len({drawn for _, drawn in seen}) == 4, "every batch of every epoch draws anew"
 
 
 @pytest.mark.gpu

@@ -6,7 +6,8 @@ import json
 import sys
 
 from cryoscale.runtime.executor import ExecutorSettings, open_executor
-from cryoscale.testing.executors import check_close, drain, task
+from cryoscale.testing.executors import check_close, drain
+from cryoscale.testing.works import task
 
 
 def main(kind: str, mode: str) -> None:

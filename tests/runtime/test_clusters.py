@@ -12,7 +12,8 @@ import pytest
 
 from cryoscale.errors import SurroundingsError
 from cryoscale.runtime.executor import ExecutorSettings, open_executor
-from cryoscale.testing.executors import Behaviour, check_needs_client, check_results, drain, notes, task
+from cryoscale.testing.executors import check_needs_client, check_results, drain
+from cryoscale.testing.works import Behaviour, notes, task
 
 
 @pytest.fixture(scope="module")

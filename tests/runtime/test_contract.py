@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from cryoscale.runtime.executor import ExecutorSettings, open_executor
-from cryoscale.testing.executors import CHECKS, FOLDER_CHECKS, check_close, check_lost
+from cryoscale.testing.executors import (
+    CHECKS,
+    FOLDER_CHECKS,
+    check_close,
+    check_lost,
+    check_threads,
+    drain,
+    one,
+)
+from cryoscale.testing.works import task
 
 KINDS = ("serial", "dask", "ray")
 
@@ -32,11 +43,31 @@ def test_contract_with_folder(check, executor, tmp_path):
     check(executor, tmp_path)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["serial", "dask"])  # ray: in test_processes.py
 def test_close_is_idempotent_with_work_in_flight(kind):
-    if kind == "ray":
-        pytest.skip("in test_processes.py: one Ray per process")
     made = open_executor(kind, ExecutorSettings(workers=1))
     made.close()
     made.start()
     check_close(made)
+
+
+def test_workers_use_few_threads(executor):
+    if executor.name == "serial":
+        pytest.skip("by design: under serial the worker is this process")
+    check_threads(executor)
+
+
+def test_a_worker_above_its_memory_is_lost_and_the_driver_keeps_its_environment(monkeypatch):
+    monkeypatch.delenv("BLOSC_NTHREADS", raising=False)
+    settings = ExecutorSettings(workers=1, memory_per_worker_bytes=400_000_000, start_timeout_s=60)
+    with open_executor("dask", settings) as executor:
+        assert "BLOSC_NTHREADS" not in os.environ
+        assert one(executor, task("allocate", 3_000_000_000)).status == "lost"
+        assert one(executor, task("square", 4)).value == 16
+
+
+def test_alone_under_ray_is_a_new_process(executor):
+    if executor.name != "ray":
+        pytest.skip("by design: only Ray's actors can be replaced one by one; the others open afresh")
+    before = {outcome.worker for outcome in drain(executor, [task("process-id", n) for n in range(8)])}
+    assert one(executor, task("process-id", 0, alone=True)).worker not in before

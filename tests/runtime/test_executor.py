@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from cryoscale.errors import ConfigurationError, StateError, SurroundingsError
 from cryoscale.runtime.executor import Executor, ExecutorSettings, open_executor
 from cryoscale.runtime.task import Outcome
-from cryoscale.testing.executors import drain, task
+from cryoscale.testing.executors import drain
+from cryoscale.testing.works import task
 
 
 class Puppet(Executor):

@@ -27,7 +27,7 @@ from cryoscale.runtime.task import (
     run_task,
     unpack_outcome,
 )
-from cryoscale.testing.executors import Behaviour, task
+from cryoscale.testing.works import Behaviour, task
 
 
 def chained(outer, inner):

@@ -1,0 +1,289 @@
+"""The dry run: blocks, memory and disk of what is due, from metadata and headers alone; nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from cryoscale.config import RunConfig
+from cryoscale.data.access import Access
+from cryoscale.data.ledger import ALL, UnitLedger
+from cryoscale.data.pyramid import pyramid_levels
+from cryoscale.data.run import Run
+from cryoscale.data.tomogram import TomogramFacts
+from cryoscale.errors import CryoscaleError, FormatError
+from cryoscale.formats.mrc_header import read_header
+from cryoscale.pipeline.driver import Options, _Engines, limits_for
+from cryoscale.pipeline.survey import Standing, Survey, survey_run
+from cryoscale.runtime.memory import format_bytes
+from cryoscale.stages.base import BlockStage
+
+ASSUMED_CLASSES = 8  # of a segmenter that is not trained yet; few runs have more
+SHOWN_TOMOGRAMS = 30  # beyond this, only what is odd is listed one by one
+
+
+@dataclass
+class Forecast:
+    """What one stage of one tomogram would take.
+
+    Parameters
+    ----------
+    step, tomogram : str
+        Which; `tomogram` is empty for the whole data set.
+    blocks, due : int or None
+        Planned, and those without a mark; None where it depends on what is not made yet.
+    bytes_per_worker : int or None
+        What the plan promises; None for a stage without a plan.
+    disk_bytes : int
+        The most that the due blocks add to the run.
+    estimated : bool
+        Whether it comes from file headers, since the inputs are not made yet.
+    problem : str
+        Why it cannot be done or foreseen.
+    """
+
+    step: str
+    tomogram: str
+    blocks: int | None = None
+    due: int | None = None
+    bytes_per_worker: int | None = None
+    disk_bytes: int = 0
+    estimated: bool = False
+    problem: str = ""
+
+
+def preview(place: str, until: str | None = None) -> str:
+    """Say what `run` would do: blocks, bytes per worker against the budget, disk against what is free.
+
+    Parameters
+    ----------
+    place : str
+        The run.
+    until : str, optional
+        Last stage to look at.
+
+    Raises
+    ------
+    StateError
+        There is no run at this place.
+    ConfigurationError
+        `run.toml` cannot be used, or has no such stage.
+    """
+    run = Run.open(place)
+    survey = survey_run(run, until=until, look_at_sources=True)
+    rows = forecasts(survey)
+    workers = _Engines(survey.graph.config, Options()).workers_on_this_machine
+    budget = limits_for(survey.graph.config, workers).memory_budget
+    lines = [
+        f"dry run of {run.folder.url}: {len(survey.graph.tomograms)} tomograms; nothing is written.",
+        "",
+        *_stage_lines(rows, budget),
+        "",
+        *_tomogram_lines(rows, budget),
+        *_conclusions(rows, budget, run.folder.free_bytes()),
+    ]
+    if survey.waiting_for_selection:
+        lines.append("The run stops before the segmentation until clusters are chosen.")
+    return "\n".join(lines)
+
+
+def forecasts(survey: Survey) -> list[Forecast]:
+    """Foresee every unit of a run, in order: by its stage's own plan, on real metadata or on headers."""
+    facts: dict[str, TomogramFacts | FormatError] = {}
+    return [_forecast(survey, standing, facts) for standing in survey.standings]
+
+
+def _forecast(survey: Survey, standing: Standing, facts: dict[str, Any]) -> Forecast:
+    unit = standing.unit
+    row = Forecast(unit.step.name, "" if unit.tomogram == ALL else unit.tomogram)
+    if standing.state in ("done", "empty"):
+        assert standing.record is not None
+        return replace(row, blocks=standing.record.planned, due=0)
+    if standing.state == "blocked":
+        return replace(row, problem=unit.reason)
+    ready = bool(unit.key)  # only units whose inputs stand have a key
+    row = replace(row, estimated=not ready)
+    if not isinstance(unit.step.stage, BlockStage):
+        return replace(row, blocks=1, due=1, estimated=False)
+    try:
+        access = survey.graph.access_for(unit)
+        if not ready:
+            access = _HeaderAccess.like(access, _facts(survey, unit.tomogram, facts))
+        plan = unit.step.stage.plan(access)
+    except CryoscaleError as error:
+        return replace(row, problem=str(error))
+    row = replace(row, bytes_per_worker=plan.bytes_per_worker, disk_bytes=plan.disk_bytes)
+    if isinstance(access, _HeaderAccess) and access.counted_picks and plan.block_count == 0:
+        return row  # how many blocks depends on how many picks there will be
+    through = _through(survey, standing, plan.identity)
+    due = plan.block_count - through
+    disk = plan.disk_bytes * due // plan.block_count if plan.block_count else 0
+    return replace(row, blocks=plan.block_count, due=due, disk_bytes=disk)
+
+
+def _through(survey: Survey, standing: Standing, plan: str) -> int:
+    """Count the marks that stand for this plan of blocks."""
+    record = standing.record
+    if record is None or not standing.unit.key:
+        return 0
+    folder = UnitLedger(survey.graph.run.ledger, *standing.unit.name, standing.unit.key).folder
+    if not folder.exists("plan.json") or folder.read_json("plan.json").get("plan") != plan:
+        return 0
+    return record.done + record.empty + record.quarantined
+
+
+def _facts(survey: Survey, tomogram: str, known: dict[str, Any]) -> TomogramFacts:
+    """Return what ingest recorded, or what the header of the source foretells."""
+    if tomogram not in known:
+        try:
+            if survey.graph.units["ingest", tomogram].state == "sealed":
+                grant = survey.graph.access_for(survey.graph.units["pick", tomogram])
+                known[tomogram] = grant.open_tomogram().facts
+            else:
+                known[tomogram] = _facts_from_header(survey.graph.config, tomogram)
+        except CryoscaleError as error:
+            known[tomogram] = error
+    found = known[tomogram]
+    if isinstance(found, CryoscaleError):
+        raise found
+    assert isinstance(found, TomogramFacts)
+    return found
+
+
+def _facts_from_header(config: RunConfig, tomogram: str) -> TomogramFacts:
+    source = next(s for s in config.inputs if s.name == tomogram)
+    asked = config.ingest.voxel_size_angstrom
+    header = read_header(source.path, ignore_voxel_size=asked is not None)
+    size = asked or header.voxel_size_angstrom
+    if size is None:
+        raise FormatError(f"{source.path}: the voxel size is not set in the header.")
+    levels = pyramid_levels(header.shape, size, count=config.ingest.levels)
+    return TomogramFacts(tomogram, tuple(levels), (), "dark", "not looked at yet", "", {})
+
+
+@dataclass(frozen=True)
+class _HeaderAccess(Access):
+    """An access that stands on a header where the tomogram is not there yet; good for `plan` alone."""
+
+    facts: TomogramFacts | None = None
+
+    @classmethod
+    def like(cls, access: Access, facts: TomogramFacts) -> _HeaderAccess:
+        """Return the same grant, standing on these facts."""
+        return cls(**{f.name: getattr(access, f.name) for f in fields(access)}, facts=facts)
+
+    @property
+    def counted_picks(self) -> bool:
+        """Whether the plan asks for the number of picks, which nobody knows yet."""
+        return "picks" in self.reads and self.config.pick.max_picks is None
+
+    def open_tomogram(self, tomogram: str | None = None) -> Any:
+        self._may("tomogram")
+        return _Foretold(facts=self.facts)
+
+    def pick_count(self, tomogram: str | None = None) -> int:
+        self._may("picks")
+        return self.config.pick.max_picks or 0
+
+    def model(self, name: str) -> Any:
+        real = super().model(name)
+        return real if real.exists else _Foretold(card=_ASSUMED_CARD)
+
+    def clusters(self) -> Any:
+        real = super().clusters()
+        if real.exists and real.selection(int(real.card["n_clusters"])) is not None:
+            return real
+        return _Foretold(card={"n_clusters": 0}, selection=lambda _: _Foretold(**_ASSUMED_CLASSES))
+
+
+_ASSUMED_CLASSES = {
+    "class_names": tuple(f"class {n}" for n in range(ASSUMED_CLASSES)),
+    "colors": ((0, 0, 0),) * ASSUMED_CLASSES,
+}
+_ASSUMED_CARD = {
+    "classes": {"names": _ASSUMED_CLASSES["class_names"], "colors": _ASSUMED_CLASSES["colors"]}
+}
+
+
+class _Foretold:
+    """Stands for an object that is not there yet, with the few attributes that plans look at."""
+
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__.update(attributes)
+
+
+# -- words --------------------------------------------------------------------------------------------------
+
+
+def _stage_lines(rows: list[Forecast], budget: int) -> list[str]:
+    """One line per stage: tomograms and blocks due, the largest promise, disk."""
+    head = f"{'stage':<16}{'due':>12}{'blocks due':>20}{'per worker':>14}{'disk':>12}"
+    lines = [head]
+    for step in dict.fromkeys(row.step for row in rows):
+        mine = [row for row in rows if row.step == step]
+        due = [row for row in mine if row.due != 0 and not row.problem]
+        lines.append(
+            f"{step:<16}{f'{len(due)} of {len(mine)}':>12}{_blocks(mine):>20}{_memory(mine, budget):>14}"
+            f"{_disk(mine):>12}"
+        )
+    return lines
+
+
+def _tomogram_lines(rows: list[Forecast], budget: int) -> list[str]:
+    """One line per tomogram and stage that is due; of a large data set only what is odd."""
+    many = len({row.tomogram for row in rows}) > SHOWN_TOMOGRAMS
+    lines = []
+    for row in rows:
+        odd = bool(row.problem) or (row.bytes_per_worker or 0) > budget
+        if not row.tomogram or row.due == 0 or (many and not odd):
+            continue
+        what = row.problem or f"{_blocks([row])} blocks, {_memory([row], budget)} per worker, {_disk([row])}"
+        lines.append(f"  {row.step} of {row.tomogram}: {what}")
+    return [*lines, ""] if lines else []
+
+
+def _conclusions(rows: list[Forecast], budget: int, free: int | None) -> list[str]:
+    needed = sum(row.disk_bytes for row in rows)
+    lines = [
+        f"memory budget: {format_bytes(budget)} per worker"
+        + (": not enough where marked with !" if any(_too_much(row, budget) for row in rows) else ""),
+        f"disk: at most {format_bytes(needed)} more"
+        + ("" if free is None else f", {format_bytes(free)} free")
+        + (": not enough" if free is not None and needed > free else ""),
+    ]
+    if any(row.estimated and not row.problem for row in rows):
+        lines.append("~ is an estimate from file headers: the inputs of that stage are not made yet.")
+    if any(row.due is None and not row.problem for row in rows):
+        lines.append("? depends on the number of picks.")
+    return lines
+
+
+def _too_much(row: Forecast, budget: int) -> bool:
+    return bool(budget) and (row.bytes_per_worker or 0) > budget
+
+
+def _sign(rows: Iterable[Forecast]) -> str:
+    return "~" if any(row.estimated and not row.problem for row in rows) else ""
+
+
+def _blocks(rows: list[Forecast]) -> str:
+    known = [row for row in rows if row.blocks is not None and row.due is not None]
+    if not known:
+        return "?" if any(not row.problem for row in rows) else "-"
+    more = "+?" if any(row.blocks is None and not row.problem for row in rows) else ""
+    due, planned = sum(row.due or 0 for row in known), sum(row.blocks or 0 for row in known)
+    return f"{_sign(rows)}{due}{more} of {planned}{more}"
+
+
+def _memory(rows: list[Forecast], budget: int) -> str:
+    promises = [row.bytes_per_worker for row in rows if row.bytes_per_worker is not None and row.due != 0]
+    if not promises:
+        return "-"
+    mark = " !" if any(_too_much(row, budget) for row in rows) else ""
+    return f"{_sign(rows)}{format_bytes(max(promises))}{mark}"
+
+
+def _disk(rows: list[Forecast]) -> str:
+    total = sum(row.disk_bytes for row in rows)
+    return f"{_sign(rows)}{format_bytes(total)}" if total else "-"

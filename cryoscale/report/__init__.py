@@ -1,0 +1,1 @@
+"""Static HTML of a run: figures, tables, contact sheets. Opens from a file share, without any server."""
