@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/installed.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check format clean
+.PHONY: help install demo test test-slow check lint types imports format clean
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -30,10 +30,16 @@ test: $(STAMP) ## all tests that need no GPU and no minutes
 test-slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
-check: $(STAMP) ## lint, format, types, and who may import whom
+check: lint types imports ## lint, format, types, and who may import whom
+
+lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(STAMP)
 	$(BIN)/mypy
+
+imports: $(STAMP)
 	$(BIN)/lint-imports --no-logo
 
 format: $(STAMP) ## put the code into its format

@@ -12,7 +12,7 @@ from cryoscale.data.run import Run
 from cryoscale.testing.phantoms import small_run, write_phantom
 
 SHAPES = {"alpha": (40, 64, 64), "beta": (48, 56, 64)}
-SELECTION = '[classes.particle]\nclusters = [1, 2]\n[classes.other]\nclusters = [3]\n'
+SELECTION = "[classes.particle]\nclusters = [1, 2]\n[classes.other]\nclusters = [3]\n"
 
 
 @pytest.fixture(scope="session")

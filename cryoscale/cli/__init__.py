@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -12,10 +13,10 @@ from cryoscale import __version__
 from cryoscale.errors import ConfigurationError, CryoscaleError, StateError
 
 VERBS = {
-    "init": "init", "run": "run", "status": "status", "report": "report", "doctor": "doctor", "demo": "demo",
-    "evaluate": "evaluate", "models": "models", "export": "export", "review": "review",
+    "init": "init", "run": "run", "status": "status",
     "ingest": "stages", "pick": "stages", "train": "stages", "encode": "stages", "cluster": "stages",
-    "segment": "stages",
+    "review": "review", "segment": "stages", "export": "export",
+    "report": "report", "evaluate": "evaluate", "models": "models", "doctor": "doctor", "demo": "demo",
 }  # fmt: skip
 
 
@@ -48,6 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run_command(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code; errors made on purpose are one sentence on stderr."""
+    # Before any library starts threads: waiting threads should sleep, not spin (see runtime/executor.py).
+    for name, value in (("OMP_WAIT_POLICY", "PASSIVE"), ("GOMP_SPINCOUNT", "0")):
+        os.environ.setdefault(name, value)
     try:
         result: Any = group.main(args=arguments, standalone_mode=False, prog_name="cryoscale")
     except click.exceptions.Exit as stop:

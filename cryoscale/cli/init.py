@@ -18,7 +18,8 @@ PRESETS = {
 @click.argument("patterns", nargs=-1, required=True)
 @click.option("--voxel-size", type=float, help="Voxel size in ångström, where the headers do not say.")
 @click.option("--contrast", type=click.Choice(["auto", "dark", "bright"]), help="How objects look.")
-@click.option("--preset", type=click.Choice(list(PRESETS)), default="cpu", show_default=True)
+@click.option("--preset", type=click.Choice(list(PRESETS)), default="cpu", show_default=True,
+              help="What the run will work on; settings given besides count more.")  # fmt: skip
 @click.option("--set", "settings", multiple=True, metavar="TABLE.KEY=VALUE", help="Write a parameter.")
 def init_command(
     run: str,

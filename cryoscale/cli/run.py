@@ -87,7 +87,7 @@ def drive(
 def _what_next(place: str) -> str:
     return (
         "clusters are ready to be chosen. Look at them: cryoscale report "
-        f"{place}, open reports/index.html,\nthen write clusters/selection.toml (clusters/suggestion.toml shows "
-        f"the form) and give: cryoscale run {place}\nOr take the suggestion: cryoscale run {place} "
+        f"{place}, open reports/index.html,\nthen write clusters/selection.toml (clusters/suggestion.toml "
+        f"shows the form) and give: cryoscale run {place}\nOr take the suggestion: cryoscale run {place} "
         "--accept-suggestions"
     )

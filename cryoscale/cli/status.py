@@ -90,12 +90,11 @@ def _tomogram_table(stages: list[dict[str, Any]]) -> Table:
             per_tomogram.setdefault(unit["tomogram"], []).append((stage["stage"], unit))
     for name, units in per_tomogram.items():
         done = [stage for stage, unit in units if unit["state"] in ("done", "empty")]
-        rest = [(stage, unit) for stage, unit in units if unit["state"] not in ("done", "empty")]
+        cells = ["", "done", "", ""]
+        rest = [pair for pair in units if pair[1]["state"] not in ("done", "empty")]
         if rest:
-            stage, unit = rest[0]
-            cells = [stage, unit["state"], _progress(unit)[0], unit["reason"]]
-        else:
-            cells = ["", "done", "", ""]
+            due, unit = rest[0]
+            cells = [due, unit["state"], _progress(unit)[0], unit["reason"]]
         table.add_row(*map(Text, [name, done[-1] if done else "", *cells]))
     return table
 
@@ -119,8 +118,11 @@ def _sentences(status: dict[str, Any]) -> list[str]:
         unknown = f", and {', '.join(more)} not known yet" if more else ""
         lines.append(f"time left: about {clock_time(status['seconds_left'])}{unknown}")
     disk = status["disk"]
-    sizes = [f"{format_bytes(disk[key])} {word}" for key, word in (("used_bytes", "used"), ("free_bytes", "free"))
-             if disk[key] is not None]  # fmt: skip
+    sizes = [
+        f"{format_bytes(disk[f'{word}_bytes'])} {word}"
+        for word in ("used", "free")
+        if disk[f"{word}_bytes"] is not None
+    ]
     if sizes:
         lines.append(f"disk: {', '.join(sizes)}")
     outdated = sum(unit["outdated"] for stage in status["stages"] for unit in stage["units"])

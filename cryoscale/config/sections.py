@@ -19,7 +19,7 @@ Extent = Annotated[int, Field(ge=4, le=256)]
 class Section(BaseModel):
     """A table of `run.toml`: frozen, and strict about its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class IngestConfig(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -55,7 +55,9 @@ def _known_keys(path: list[Any]) -> list[str]:
         if isinstance(part, int):
             continue
         field = model.model_fields.get(str(part))
-        kind = field.annotation if field else None
+        kind: Any = field.annotation if field else None
+        # `inputs` is a tuple of tables
+        kind = next((part for part in get_args(kind) if isinstance(part, type)), kind)
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             model = kind
     return list(model.model_fields)
@@ -90,7 +92,9 @@ def apply_settings(config: RunConfig, settings: list[str]) -> RunConfig:
         table, dot, name = key.strip().partition(".")
         if not (equals and dot and name):
             raise ConfigurationError(f"--set {word!r} is not of the form table.key=value.")
-        raw.setdefault(table, {})[name] = _parse_value(text.strip())
+        if not isinstance(raw.setdefault(table, {}), dict):
+            raise ConfigurationError(f"--set {word!r}: '{table}' is not a table of run.toml.")
+        raw[table][name] = _parse_value(text.strip())
     return validate(raw, origin="--set")
 
 

@@ -20,6 +20,7 @@ CENTERS = "centers.safetensors"
 CARD = "clusters.toml"
 SELECTION = "selection.toml"
 SUGGESTION = "suggestion.toml"
+MOST_CLASSES = 255  # label volumes are uint8, and 0 is background
 
 # Colours that people with red-green blindness tell apart; Okabe and Ito 2008.
 PALETTE = (
@@ -106,7 +107,10 @@ class ClusterFolder:
         """Read `selection.toml`; None when it is missing or chooses nothing."""
         if not self.folder.exists(SELECTION):
             return None
-        raw = self.folder.read_toml(SELECTION)
+        try:
+            raw = self.folder.read_toml(SELECTION)
+        except StateError as error:  # a person wrote it
+            raise ConfigurationError(str(error)) from error
         return parse_selection(raw, n_clusters, origin=self.folder.path(SELECTION))
 
     def accepts(self, selection: Selection) -> bool:
@@ -165,11 +169,10 @@ def parse_selection(raw: Mapping[str, Any], n_clusters: int, *, origin: str) -> 
     ConfigurationError
         Unknown keys, cluster ids that do not exist, or a cluster in two classes.
     """
-    for key in raw:
-        if key not in ("clustering", "classes"):
-            near = difflib.get_close_matches(key, ["clustering", "classes"], n=1, cutoff=0.3)
-            hint = near[0] if near else "classes"
-            raise ConfigurationError(f"{origin}: unknown key '{key}'; did you mean '{hint}'?")
+    _check_keys(raw, ("clustering", "classes"), origin)
+    clustering = raw.get("clustering", "")
+    if not isinstance(clustering, str):
+        raise ConfigurationError(f"{origin}: clustering = {clustering!r} is not the hash of a clustering.")
     tables = raw.get("classes", {})
     if not isinstance(tables, Mapping):
         raise ConfigurationError(f"{origin}: 'classes' must be tables such as [classes.ribosome].")
@@ -188,10 +191,23 @@ def parse_selection(raw: Mapping[str, Any], n_clusters: int, *, origin: str) -> 
             colors.append(_color(table, number, name, origin))
     if not classes:
         return None
-    return Selection(str(raw.get("clustering", "")), tuple(classes), tuple(colors))
+    if len(classes) > MOST_CLASSES:
+        raise ConfigurationError(
+            f"{origin}: {len(classes)} classes; a label volume holds at most {MOST_CLASSES}."
+        )
+    return Selection(clustering, tuple(classes), tuple(colors))
+
+
+def _check_keys(table: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.3) or known[-1:]
+            raise ConfigurationError(f"{where}: unknown key '{key}'; did you mean '{near[0]}'?")
 
 
 def _cluster_ids(name: str, table: Any, n_clusters: int, origin: str) -> tuple[int, ...]:
+    if isinstance(table, Mapping):
+        _check_keys(table, ("color", "clusters"), f"{origin}: [classes.{name}]")
     clusters = table.get("clusters") if isinstance(table, Mapping) else None
     if not isinstance(clusters, list) or not all(type(c) is int for c in clusters):
         raise ConfigurationError(f"{origin}: [classes.{name}] needs clusters = [numbers], got {clusters!r}.")

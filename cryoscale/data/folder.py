@@ -18,6 +18,8 @@ import tomli_w
 
 from cryoscale.errors import StateError
 
+TEMPORARY, PARTIAL = ".tmp-", ".partial"  # how names of unfinished objects begin and end
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -73,7 +75,7 @@ class Folder:
             return
         target = Path(self.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".tmp-", suffix=".partial")
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=TEMPORARY, suffix=PARTIAL)
         try:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(data)
@@ -107,10 +109,14 @@ class Folder:
             filesystem.rm(f"{root}/{name}" if name else root, recursive=True)
 
     def names(self, under: str = "") -> list[str]:
-        """Return the sorted names directly below a folder; empty when it does not exist."""
+        """Return the sorted names directly below a folder; empty when it does not exist.
+
+        Temporary files of a write that is going on, or that was killed, are not listed.
+        """
         if self.is_local:
             place = Path(self.path(under))
-            return sorted(entry.name for entry in place.iterdir()) if place.is_dir() else []
+            names = sorted(entry.name for entry in place.iterdir()) if place.is_dir() else []
+            return [n for n in names if not (n.startswith(TEMPORARY) and n.endswith(PARTIAL))]
         filesystem, root = self._remote()
         place_url = f"{root}/{under}" if under else root
         if not filesystem.exists(place_url):

@@ -103,9 +103,10 @@ class UnitLedger:
         for old in ("failed.json", "sealed.json"):
             self.folder.delete(old)
         known = self.folder.read_json("plan.json") if self.folder.exists("plan.json") else {}
-        if known.get("plan") != plan:
-            self.folder.delete("marks")
+        if known.get("plan") != plan or not self.created:
+            # Marks without a created artifact: a driver died while it deleted them for another key.
             self.folder.delete("created")
+            self.folder.delete("marks")
         started = known.get("started", time.time()) if known.get("plan") == plan else time.time()
         self.folder.write_json(
             "plan.json", {"plan": plan, "blocks": blocks, "voxels": voxels, "started": started}

@@ -100,14 +100,14 @@ class Pyramid:
     ) -> None:
         """Make the empty arrays in place of those that stood there.
 
-        `image` chooses the codec: blosc with bit shuffling for densities, plain zstd for labels. Label volumes
-        below a tomogram are artifacts of their own, with keys of their own, and stay.
+        `image` chooses the codec: blosc with bit shuffling for densities, plain zstd for labels. Label
+        volumes below a tomogram are artifacts of their own, with keys of their own, and stay.
         """
         for name in self.folder.names():
             if name != "labels":
                 self.folder.delete(name)
         store = open_store(self.folder, read_only=False)
-        zarr.create_group(store, overwrite=True)
+        zarr.create_group(store)  # not `overwrite`: that would take the label volumes along
         compressor: Any = zarr.codecs.ZstdCodec(level=3)
         if image:
             compressor = zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")

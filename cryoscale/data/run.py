@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -137,11 +137,13 @@ class Run:
 
 
 class DriverLock:
-    """`ledger/driver.json`, with a heartbeat that drivers on other machines can judge."""
+    """`ledger/driver.json`, renewed by a thread of its own, so that a task of hours is no silence."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder = folder
-        self._last = 0.0
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._taken_by: dict[str, Any] | None = None
 
     def acquire(self) -> None:
         """Take the lock, or raise `ConfigurationError` when a living driver holds it."""
@@ -152,33 +154,71 @@ class DriverLock:
                 remedy=f"Wait for it, or stop it; a lock silent for {STALE_LOCK_SECONDS:g} s is ignored.",
             )
         self._beat()
+        self._thread = threading.Thread(target=self._keep, name="cryoscale-lock", daemon=True)
+        self._thread.start()
 
     def heartbeat(self) -> None:
-        """Renew the lock now and then; cheap to call often."""
-        if time.time() - self._last > STALE_LOCK_SECONDS / 6:
-            self._beat()
+        """Raise `StateError` when another driver took the run over; cheap to call often."""
+        if self._taken_by is not None:
+            raise StateError(
+                f"process {self._taken_by['pid']} on {self._taken_by['host']} took this run over, because "
+                f"this driver was silent for more than {STALE_LOCK_SECONDS:g} s.",
+                remedy="Leave the run to it; finished work is kept.",
+            )
 
     def release(self) -> None:
-        """Give the lock back."""
-        self.folder.delete("driver.json")
+        """Give the lock back, unless it is somebody else's by now."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+        holder = self._holder()
+        if holder and self._mine(holder):
+            self.folder.delete("driver.json")
+
+    def _keep(self) -> None:
+        while not self._ended.wait(STALE_LOCK_SECONDS / 6):
+            with contextlib.suppress(OSError):  # a full disk: the run itself will meet it and say so
+                holder = self._holder()
+                if holder and not self._mine(holder):
+                    self._taken_by = holder
+                    return
+                self._beat()
 
     def _beat(self) -> None:
-        self._last = time.time()
-        self.folder.write_json(
-            "driver.json", {"host": socket.gethostname(), "pid": os.getpid(), "heartbeat": self._last}
-        )
+        self.folder.write_json("driver.json", {**_this_process(), "heartbeat": time.time()})
 
     def _holder(self) -> dict[str, Any] | None:
-        if not self.folder.exists("driver.json"):
-            return None
         try:
             holder = self.folder.read_json("driver.json")
-        except (json.JSONDecodeError, FileNotFoundError):
+        except (ValueError, FileNotFoundError):
             return None
-        return holder if isinstance(holder, dict) else None
+        whole = isinstance(holder, dict) and {"host", "pid", "heartbeat"} <= holder.keys()
+        return holder if whole else None
+
+    @staticmethod
+    def _mine(holder: dict[str, Any]) -> bool:
+        return {k: holder.get(k) for k in ("host", "pid", "begun")} == _this_process()
 
     @staticmethod
     def _alive(holder: dict[str, Any]) -> bool:
-        if holder["host"] == socket.gethostname():
-            return Path(f"/proc/{holder['pid']}").exists() if Path("/proc").exists() else True
-        return bool(time.time() - holder["heartbeat"] < STALE_LOCK_SECONDS)
+        if holder["host"] == socket.gethostname() and Path("/proc").exists():
+            begun = process_begun(int(holder["pid"]))
+            return begun != "" and holder.get("begun", begun) == begun
+        return bool(time.time() - float(holder["heartbeat"]) < STALE_LOCK_SECONDS)
+
+
+def _this_process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "begun": process_begun(os.getpid())}
+
+
+def process_begun(pid: int) -> str:
+    """Return when a process of this machine began, in the kernel's ticks; empty when there is none.
+
+    A process id alone says little: it is given out again.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    fields = text.rpartition(")")[2].split()  # the name, in brackets, may hold anything
+    return "" if fields[0] == "Z" else fields[19]

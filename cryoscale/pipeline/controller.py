@@ -6,6 +6,7 @@ nowhere else.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import threading
@@ -266,7 +267,6 @@ class Controller:
 
     def _settle(self, outcome: Outcome) -> None:
         attempt = self._running.pop(outcome.task.identifier)
-        unit = attempt.unit
         report = outcome.value if outcome.status == "finished" else None
         voxels = getattr(report, "voxels", 0)
         empty = bool(getattr(report, "empty", False))
@@ -274,6 +274,8 @@ class Controller:
         if outcome.status == "finished":
             self._pause.count = 0
             self._finish(attempt, outcome, empty=empty, voxels=voxels)
+        elif outcome.status == "lost":  # its failure says "surroundings", but the task may be to blame
+            self._retry_or_give_up(attempt, outcome)
         elif outcome.failure is not None and outcome.failure.kind == "surroundings":
             self._wait_for_surroundings(attempt, outcome.failure.message)
         else:
@@ -300,8 +302,11 @@ class Controller:
         unit = attempt.unit
         assert unit.ledger is not None
         if attempt.block is None:
-            value = dict(outcome.value)
+            value = {**outcome.value, **({"outside": unit.outside} if unit.outside else {})}
             unit.ledger.seal(value, empty=bool(value.get("empty")))
+            if unit.plan is not None and unit.access is not None:
+                with contextlib.suppress(OSError):  # only now: a seal that runs again needs them
+                    unit.access.parts().delete()
             self._become_sealed(unit, value, fresh=True)
             return
         status = "empty" if empty else "done"

@@ -49,6 +49,9 @@ class Step:
     behind : tuple of str
         Names of whole-data-set steps that must have ended first, without being read: what a person looks at
         before choosing.
+    outside : callable
+        From the configuration to files and model folders that it reads beside the run's own artifacts;
+        `{tomogram}` in a path stands for the name.
     """
 
     stage: Stage
@@ -58,6 +61,7 @@ class Step:
     fit: bool = False
     chosen: bool = False
     behind: tuple[str, ...] = ()
+    outside: Callable[[RunConfig], list[str | None]] = lambda c: []
 
     @property
     def name(self) -> str:
@@ -79,13 +83,19 @@ def steps_for(config: RunConfig) -> list[Step]:
     steps = [
         Step(IdentifyStage(), (), lambda c: []),
         Step(IngestStage(), ("identify",), lambda c: [c.ingest]),
-        Step(PickStage(), ("ingest",), lambda c: [c.pick, c.run.working_voxel_size_angstrom, patch.box]),
+        Step(
+            PickStage(),
+            ("ingest",),
+            lambda c: [c.pick, c.run.working_voxel_size_angstrom, patch.box],
+            outside=lambda c: [c.pick.mask, c.pick.positions],
+        ),
         Step(
             TrainEncoderStage(),
             () if given_encoder else ("pick",),
             lambda c: [encoder] if given_encoder else [encoder, patch, c.run.fit_tomograms],
             scope="all",
             fit=True,
+            outside=lambda c: [c.encoder.weights],
         ),
         Step(EncodeStage(), ("pick", "train_encoder"), lambda c: [patch]),
         Step(
@@ -108,6 +118,7 @@ def steps_for(config: RunConfig) -> list[Step]:
                 fit=True,
                 chosen=not given_segmenter,
                 behind=("review",),
+                outside=lambda c: [c.segmenter.weights],
             )
         )
     segment_after = ("assign", "train_encoder") if drawn else ("assign", "train_segmenter")

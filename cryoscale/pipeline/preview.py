@@ -1,4 +1,4 @@
-"""The dry run: blocks, memory and disk of what is due, from metadata and headers alone; nothing is written."""
+"""The dry run: blocks, memory and disk of what is due, from metadata and headers; nothing is written."""
 
 from __future__ import annotations
 
@@ -201,9 +201,7 @@ _ASSUMED_CLASSES = {
     "class_names": tuple(f"class {n}" for n in range(ASSUMED_CLASSES)),
     "colors": ((0, 0, 0),) * ASSUMED_CLASSES,
 }
-_ASSUMED_CARD = {
-    "classes": {"names": _ASSUMED_CLASSES["class_names"], "colors": _ASSUMED_CLASSES["colors"]}
-}
+_ASSUMED_CARD = {"classes": {"names": _ASSUMED_CLASSES["class_names"], "colors": _ASSUMED_CLASSES["colors"]}}
 
 
 class _Foretold:

@@ -13,7 +13,7 @@ from typing import Any
 from cryoscale.data.ledger import ALL, Mark, UnitLedger
 from cryoscale.data.run import DriverLock, Run
 from cryoscale.pipeline.order import Step
-from cryoscale.pipeline.survey import Standing, Survey, survey_run
+from cryoscale.pipeline.survey import NO_SELECTION, Standing, Survey, survey_run
 from cryoscale.stages.base import BlockStage
 
 SCHEMA = 1  # of the dictionary below; raised when a key changes its meaning or goes
@@ -124,7 +124,7 @@ def _what_waits(survey: Survey, run: Run) -> str | None:
     if not survey.waiting_for_selection:
         return None
     reason = next((s.unit.reason for s in survey.standings if s.state == "waiting" and s.unit.reason), "")
-    if reason and reason != "no clusters are selected":
+    if reason and reason != NO_SELECTION:
         return reason
     clusters = run.clusters.folder
     return (
@@ -204,12 +204,12 @@ def _seconds_left(units: list[dict[str, Any]], wall: float) -> float | None:
     if not through or wall <= 0:
         return None
     mean = sum(b["planned"] for b in begun) / len(begun)
-    left = 0.0
+    left: float = 0.0
     for unit in due:
         blocks = unit["blocks"]
         done = blocks["done"] + blocks["empty"] + blocks["quarantined"]
-        left += max(0.0, blocks["planned"] - done) if blocks["planned"] else mean
-    return wall / through * left
+        left += max(0.0, float(blocks["planned"] - done)) if blocks["planned"] else mean
+    return float(wall / through * left)
 
 
 def _shown(standing: Standing) -> str:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 
 from cryoscale.data.ledger import ALL, UnitState, unit_states
 from cryoscale.data.run import Run
-from cryoscale.errors import ConfigurationError
+from cryoscale.errors import CryoscaleError
 from cryoscale.pipeline.driver import REFITS
 from cryoscale.pipeline.order import steps_for, upto
 from cryoscale.pipeline.units import Unit, UnitGraph
+
+NO_SELECTION = "no clusters are selected"
 
 
 @dataclass
@@ -96,6 +98,9 @@ def survey_run(run: Run, *, until: str | None = None, look_at_sources: bool = Fa
 
 def _stand(graph: UnitGraph, unit: Unit, known: dict[str, UnitState], *, look_at_sources: bool) -> Standing:
     """Find the record of a unit under its present key, and set the unit's state for those behind it."""
+    if unit.step.chosen and (reason := _unusable_selection(graph)):
+        unit.state, unit.reason = "waiting", reason
+        return Standing(unit, outdated=bool(known))
     verdict = graph.ready(unit)
     if verdict == "blocked":
         waits = any(u.state == "waiting" for u in _before(graph, unit))
@@ -103,8 +108,8 @@ def _stand(graph: UnitGraph, unit: Unit, known: dict[str, UnitState], *, look_at
         return Standing(unit)
     if verdict == "no":
         return Standing(unit, outdated=bool(known))
-    if unit.step.chosen and (reason := _no_selection(graph)):
-        unit.state, unit.reason = "waiting", reason
+    if unit.step.chosen and graph.selection() is None:
+        unit.state, unit.reason = "waiting", NO_SELECTION
         return Standing(unit, outdated=bool(known))
     if unit.step.name == "identify" and not look_at_sources:
         unit.key = max(known, key=lambda key: known[key].started, default="")
@@ -126,10 +131,10 @@ def _before(graph: UnitGraph, unit: Unit) -> list[Unit]:
     return [*graph.inputs_of(unit), *(graph.units[name, ALL] for name in unit.step.behind)]
 
 
-def _no_selection(graph: UnitGraph) -> str:
-    """Say why there is no selection to work with; empty when there is one."""
+def _unusable_selection(graph: UnitGraph) -> str:
+    """Say what is wrong with the selection, instead of stopping: a person is at it. Empty when nothing is."""
     try:
-        return "" if graph.selection() is not None else "no clusters are selected"
-    except ConfigurationError as error:  # a person is at it: say what is wrong instead of stopping
+        graph.selection()
+    except CryoscaleError as error:
         return str(error)
-
+    return ""

@@ -10,8 +10,10 @@ from cryoscale.config import RunConfig
 from cryoscale.config.run import parameters_key
 from cryoscale.data.access import Access
 from cryoscale.data.clusters import Selection
+from cryoscale.data.folder import Folder
 from cryoscale.data.ledger import ALL, Mark, UnitLedger
 from cryoscale.data.run import Run
+from cryoscale.data.weights import ModelFolder
 from cryoscale.formats.inputs import source_exists, source_stamp
 from cryoscale.geometry import Block
 from cryoscale.pipeline.order import Step
@@ -42,6 +44,7 @@ class Unit:
     phase: int = 0
     outstanding: set[int] = field(default_factory=set)
     value: dict[str, Any] = field(default_factory=dict)
+    outside: dict[str, Any] = field(default_factory=dict)  # what it reads beside the run's artifacts
 
     @property
     def name(self) -> tuple[str, str]:
@@ -165,6 +168,8 @@ class UnitGraph:
             return known
         parts: list[Any] = [step.name, step.stage.version, step.parameters(self.config)]
         parts.append(self.generations.get(step.name, {}))
+        if outside := self._outside(unit):
+            parts.append(outside)
         if step.chosen or step.fit:
             chosen = selection or self.selection() if step.chosen else None
             parts.append(chosen.content if chosen else None)
@@ -206,6 +211,20 @@ class UnitGraph:
                 return key
         return None
 
+    def _outside(self, unit: Unit) -> dict[str, Any]:
+        """Recognise the files that a unit reads beside the run; one that is gone is what it was when used.
+
+        So a mask, positions, or given weights may go once they were used, as sources may.
+        """
+        patterns = [pattern for pattern in unit.step.outside(self.config) if pattern]
+        unit.outside = {p: _content_of(p.replace("{tomogram}", unit.tomogram)) for p in patterns}
+        if None in unit.outside.values():
+            for key in self.run.ledger.names("/".join(unit.name)):
+                sealed = UnitLedger(self.run.ledger, *unit.name, key).sealed
+                last = sealed["value"].get("outside", {}) if sealed else {}
+                unit.outside = {p: last.get(p) if c is None else c for p, c in unit.outside.items()}
+        return unit.outside
+
     def selection(self) -> Selection | None:
         """Read the person's selection if it fits the present clustering; None otherwise."""
         clusters = self.run.clusters
@@ -235,3 +254,11 @@ class UnitGraph:
             upstream=upstream,
             earlier=str(self.generations.get(unit.step.name, {}).get("earlier", "")),
         )
+
+
+def _content_of(place: str) -> Any:
+    """Name what a file or a model folder holds: size and time, or the hash of the weights; None when gone."""
+    model = ModelFolder(Folder.of(place))
+    if model.exists:
+        return model.card.get("weights_sha256")
+    return list(source_stamp(place)) if source_exists(place) else None

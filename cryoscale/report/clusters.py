@@ -94,7 +94,7 @@ def make_sheets(
         reasons = dict((choice.suggestion or {}).get("reasons", {}).get(str(k), {}))
         kind = str(reasons.pop("kind", ""))
         thumb, rows = _pictures(k, arrays, save) if arrays else ("", [])
-        place, where = places.draw(k, groups.rgb[groups.group_K[k]], save)
+        place, where = places.draw(k, _member_color(groups, k), save)
         sheets.append(
             ClusterSheet(
                 number=k, size=int(counts_T.sum()), share=float(counts_T.sum() / total),
@@ -118,6 +118,12 @@ def read_review(run: Run, choice: Choice) -> dict[str, npt.NDArray[Any]]:
     return arrays if len(arrays["decoded"]) == choice.n_clusters else {}
 
 
+def _member_color(groups: Groups, k: int) -> npt.NDArray[np.float64]:
+    """Return the colour of members on the map; those of no group are dark, since all picks are grey there."""
+    group = int(groups.group_K[k])
+    return np.full(3, 0.25) if group == len(groups.names) - 1 else groups.rgb[group]
+
+
 def _selected_names(choice: Choice) -> dict[int, str]:
     if choice.chosen is None:
         return {}
@@ -128,7 +134,7 @@ def _pictures(
     k: int, arrays: dict[str, npt.NDArray[Any]], save: Callable[[str, bytes], None]
 ) -> tuple[str, list[Row]]:
     def keep(name: str, tiles: list[npt.NDArray[np.uint8]], side: int = 48) -> str:
-        file = f"cluster-{k:04d}-{name}.png"
+        file = f"clusters/{k:04d}-{name}.png"
         save(file, gray_png(strip(tiles, side)))
         return file
 
@@ -144,7 +150,9 @@ def _pictures(
         ]
     if shown:
         tiles = [scaled(member) for member in arrays["members"][k][:shown]]
-        rows.append(Row(f"{shown} members", keep("members", tiles), f"Central slices of {shown} members of {k}"))
+        rows.append(
+            Row(f"{shown} members", keep("members", tiles), f"Central slices of {shown} members of {k}")
+        )
     return thumb, rows
 
 
@@ -166,8 +174,11 @@ class _Places:
         found = self._positions(t)
         if found is None or len(found[0]) != len(self.assignments.ids[t]):
             return "", ""
-        file = f"cluster-{k:04d}-place.png"
-        save(file, self.figure.render(found[0], self.assignments.ids[t] == k, found[1], counts_T, color.tolist()))
+        file = f"clusters/{k:04d}-place.png"
+        save(
+            file,
+            self.figure.render(found[0], self.assignments.ids[t] == k, found[1], counts_T, color.tolist()),
+        )
         return file, self.assignments.tomograms[t]
 
     def _positions(self, t: int) -> tuple[npt.NDArray[np.float64], tuple[float, ...]] | None:

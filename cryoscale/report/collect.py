@@ -21,7 +21,18 @@ from cryoscale.data.ledger import ALL, UnitState, unit_states
 from cryoscale.data.run import Run
 from cryoscale.errors import CryoscaleError
 
-PACKAGES = ("cryoscale", "numpy", "scipy", "torch", "openvino", "zarr", "dask", "dask-ml", "ray", "matplotlib")
+PACKAGES = (
+    "cryoscale",
+    "numpy",
+    "scipy",
+    "torch",
+    "openvino",
+    "zarr",
+    "dask",
+    "dask-ml",
+    "ray",
+    "matplotlib",
+)
 STATES = ("done", "empty", "failed", "running", "planned")
 
 
@@ -157,7 +168,16 @@ def summarise(run: Run, config: RunConfig, stages: Sequence[StageName]) -> Summa
     choice = read_choice(run)
     failures = read_failures(run, units)
     summary = Summary(
-        run.folder.url, rows, units, tomograms, settings_of(config), versions(), failures, disk_used(run), choice, []
+        run.folder.url,
+        rows,
+        units,
+        tomograms,
+        settings_of(config),
+        versions(),
+        failures,
+        disk_used(run),
+        choice,
+        [],
     )
     return replace(summary, next_steps=next_steps(summary))
 
@@ -299,6 +319,8 @@ def next_steps(summary: Summary) -> list[NextStep]:
     if not steps:
         steps.append(NextStep("All stages are done: look at the tomograms below.", "", "#tomograms"))
         steps.append(
-            NextStep("Score picks against known positions.", f"cryoscale evaluate {place} --truth positions.csv")
+            NextStep(
+                "Score picks against known positions.", f"cryoscale evaluate {place} --truth positions.csv"
+            )
         )
     return steps

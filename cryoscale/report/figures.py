@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 
 STYLE = {
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.titlesize": 9, "figure.dpi": 100, "savefig.dpi": 100, "text.usetex": False,
-    "axes.unicode_minus": False, "path.simplify": True, "image.interpolation": "nearest",
+    "axes.spines.right": False, "axes.titlesize": 9, "figure.dpi": 100, "savefig.dpi": 100,
+    "text.usetex": False, "axes.unicode_minus": False, "image.interpolation": "nearest",
 }  # fmt: skip
 TRAIN, VALIDATION, ACCENT, QUIET = "#0072b2", "#d55e00", "#009e73", "#8a8a8a"  # Okabe and Ito 2008
 LOW, HIGH = 0.5, 99.5  # percentiles of a slice that become black and white
@@ -71,11 +71,24 @@ class View:
 
 @dataclass(frozen=True)
 class Markers:
-    """Picks to be circled: positions (N, 3) in nm, one radius in nm, a colour (N, 3) each in 0..1."""
+    """Picks to be circled.
+
+    Parameters
+    ----------
+    positions_N3 : (N, 3) float
+        Positions (z, y, x), nm.
+    radius_nm : float
+        Radius of all circles.
+    colors_N3 : (N, 3) float
+        Colours in 0..1.
+    quiet_N : (N,) bool, optional
+        Picks drawn faintly, below the others.
+    """
 
     positions_N3: npt.NDArray[np.float64]
     radius_nm: float
     colors_N3: npt.NDArray[np.float64]
+    quiet_N: npt.NDArray[np.bool_] | None = None
 
 
 @contextlib.contextmanager
@@ -117,7 +130,7 @@ def ortho_figure(
     """
     with house_style():
         (ny, nx), nz = views["yx"].size_nm, views["zx"].size_nm[0]
-        gap, margin = 0.16, 0.32  # inches
+        gap, margin = 0.3, 0.3  # inches
         unit = min(7.6 / (nx + nz), 8.4 / (ny + nz))  # inches per nm
         width, height = (nx + nz) * unit + gap + 2 * margin, (ny + nz) * unit + gap + 2 * margin
         figure = _figure(width, height)
@@ -209,15 +222,33 @@ def near_slice(view: View, markers: Markers) -> npt.NDArray[np.bool_]:
 
 def _draw_markers(axes: Any, view: View, markers: Markers) -> None:
     near = near_slice(view, markers)
+    quiet = np.zeros(len(near), bool) if markers.quiet_N is None else markers.quiet_N
+    # A dark line under the coloured one keeps every colour visible on bright density.
+    _draw_circles(axes, view, markers, near & quiet, width=1.9, alpha=0.5, color="black")
+    _draw_circles(axes, view, markers, near & quiet, width=0.9, alpha=1.0)
+    _draw_circles(axes, view, markers, near & ~quiet, width=3.0, alpha=0.55, color="black")
+    _draw_circles(axes, view, markers, near & ~quiet, width=1.7, alpha=1.0)
+
+
+def _draw_circles(
+    axes: Any,
+    view: View,
+    markers: Markers,
+    which: npt.NDArray[np.bool_],
+    *,
+    width: float,
+    alpha: float,
+    color: str | None = None,
+) -> None:
     up, across = ("zyx".index(axis) for axis in view.axes)
-    offsets = markers.positions_N3[near][:, [across, up]]
-    side = np.full(len(offsets), 2 * markers.radius_nm)
-    # A dark line under the coloured one keeps every colour visible on white and on black density.
-    for width, color in ((2.2, np.zeros((len(offsets), 3))), (1.1, markers.colors_N3[near])):
+    offsets = markers.positions_N3[which][:, [across, up]]
+    if len(offsets):
+        side = np.full(len(offsets), 2 * markers.radius_nm)
+        edges = markers.colors_N3[which] if color is None else color
         axes.add_collection(
             EllipseCollection(
                 side, side, np.zeros(len(side)), units="xy", offsets=offsets, transOffset=axes.transData,
-                facecolors="none", edgecolors=color, linewidths=width,
+                facecolors="none", edgecolors=edges, linewidths=width, alpha=alpha,
             )
         )  # fmt: skip
 
@@ -269,13 +300,17 @@ def training_curves(
         grid = figure.subplots(1, max(1, len(names)), squeeze=False)[0]
         for axes, name in zip(grid, names, strict=False):
             mark = "o" if len(history["epoch"]) < 40 else None
-            axes.plot(history["epoch"], history[f"train_{name}"], color=TRAIN, marker=mark, ms=3, label="train")
+            axes.plot(
+                history["epoch"], history[f"train_{name}"], color=TRAIN, marker=mark, ms=3, label="train"
+            )
             axes.plot(
                 history["epoch"], history[f"validation_{name}"], color=VALIDATION, linestyle="--",
                 marker="s" if mark else None, ms=3, label="validation",
             )  # fmt: skip
             if best_epoch is not None:
-                axes.axvline(best_epoch, color=ACCENT, linewidth=1, linestyle=":", label=f"best: {best_epoch}")
+                axes.axvline(
+                    best_epoch, color=ACCENT, linewidth=1, linestyle=":", label=f"best: {best_epoch}"
+                )
             axes.set(title=name, xlabel="epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(color="#ddd", linewidth=0.5)
@@ -325,7 +360,7 @@ class PlaceFigure:
                 axes.clear()
             for axes, up in zip(self.axes[:2], (1, 0), strict=True):
                 others, mine = positions_nm_N3[~member_N], positions_nm_N3[member_N]
-                axes.scatter(others[:, 2], others[:, up], s=1.5, color="#c8c8c8", linewidths=0)
+                axes.scatter(others[:, 2], others[:, up], s=3, color="#b4b4b4", linewidths=0)
                 axes.scatter(mine[:, 2], mine[:, up], s=9, color=[color], edgecolors="black", linewidths=0.3)
                 axes.set(xlim=(0, size_nm[2]), ylim=(0, size_nm[up]), aspect="equal")
                 axes.set_title("xy, nm" if up == 1 else "xz, nm")

@@ -1,4 +1,4 @@
-"""Groups of picks for colouring: classes of the selection, else suggested kinds, else the largest clusters."""
+"""Groups of picks for colouring: selected classes, else suggested kinds, else the largest clusters."""
 
 from __future__ import annotations
 

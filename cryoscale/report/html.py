@@ -10,6 +10,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from cryoscale.report.groups import hex_color
+
 
 def environment() -> Environment:
     """Return the templates; every value is escaped, and a missing one is an error."""
@@ -20,11 +22,13 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters.update(bytes=human_bytes, seconds=human_seconds, count=human_count)
+    env.filters.update(
+        bytes=human_bytes, seconds=human_seconds, count=human_count, css=hex_color, whole=human_whole
+    )
     return env
 
 
-def render(env: Environment, template: str, **values: Any) -> bytes:
+def render(env: Environment, template: str, /, **values: Any) -> bytes:
     """Render a template of `templates/` to UTF-8."""
     return env.get_template(f"{template}.html.j2").render(**values).encode()
 
@@ -65,12 +69,17 @@ def human_seconds(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def human_whole(number: float) -> str:
+    """Write a number without decimals, thousands apart."""
+    return f"{number:,.0f}".replace(",", "\u202f")
+
+
 def human_count(number: float | None) -> str:
     """Write a large number with k, M or G; nothing for None."""
     if number is None:
         return ""
-    for unit in ("", " k", " M", " G"):
-        if number < 999.5 or unit == " G":
+    for unit in ("", " k", " M"):
+        if number < 999.5:
             return f"{number:.3g}{unit}"
         number /= 1000
-    return ""
+    return f"{number:.3g} G"

@@ -43,7 +43,8 @@ def template(choice: Choice, suggestion: dict[str, Any]) -> str:
         return text + "\n# Nothing is suggested: no decoded centre looks like an object.\n"
     tables = tomli_w.dumps({"classes": suggestion["classes"]}).splitlines()
     comments = "".join(f"# {line}".rstrip() + "\n" for line in tables)
-    return f"{text}\n# What the shapes of the decoded centres suggest; remove the # signs to take it:\n#\n{comments}"
+    heading = "\n# What the shapes of the decoded centres suggest; remove the # signs to take it:\n#\n"
+    return text + heading + comments
 
 
 def write_template(run: Run, choice: Choice) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from cryoscale.report.figures import View
 PIXELS = 640  # a picture needs no more along its longer side
 SMOOTH = 1.0  # pixels, within the slice
 MOST_HALF = 2  # voxels averaged on either side of a slice
+Labels = npt.NDArray[np.integer[Any]]
 AXES = {0: "yx", 1: "zx", 2: "yz"}  # by the axis that the slice is normal to
 
 
@@ -82,10 +84,12 @@ class Slicer:
         box = self._box(axis, index - self.half, index + self.half + 1)
         return self.tomogram.read_canonical(self.level, box)
 
-    def _labels(self, axis: int, index: int) -> npt.NDArray[np.integer] | None:
+    def _labels(self, axis: int, index: int) -> npt.NDArray[np.integer[Any]] | None:
         if self.labels is None:
             return None
-        return np.take(self.labels.read(self.level, self._box(axis, index, index + 1)), 0, axis=axis)
+        box = self._box(axis, index, index + 1)
+        plane: npt.NDArray[np.integer[Any]] = np.take(self.labels.read(self.level, box), 0, axis=axis)
+        return plane
 
 
 def slicer_for(tomogram: Tomogram, labels: LabelVolume | None, radius_nm: float) -> Slicer:
@@ -122,12 +126,13 @@ def _reduced(image: npt.NDArray[np.float32], step: int) -> npt.NDArray[np.float3
     trimmed = image[: up * step, : across * step]
     rows = np.add.reduceat(trimmed, np.arange(0, trimmed.shape[0], step), axis=0)
     sums = np.add.reduceat(rows, np.arange(0, trimmed.shape[1], step), axis=1)
-    return (sums / (min(step, image.shape[0]) * min(step, image.shape[1]))).astype(np.float32)
+    pixels = min(step, image.shape[0]) * min(step, image.shape[1])
+    return np.asarray(sums / pixels, np.float32)
 
 
 def _sampled(
-    labels: npt.NDArray[np.integer], step: int, shape: tuple[int, ...]
-) -> npt.NDArray[np.integer]:
+    labels: npt.NDArray[np.integer[Any]], step: int, shape: tuple[int, ...]
+) -> npt.NDArray[np.integer[Any]]:
     if step == 1:
         return labels
     rows = np.minimum(np.arange(shape[0]) * step + step // 2, labels.shape[0] - 1)

@@ -18,10 +18,11 @@ def scaled(volume: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     low, high = float(volume.min()), float(volume.max())
     if not high > low:
         return np.full(volume.shape, 128, np.uint8)
-    return np.rint((volume - low) * (255.0 / (high - low))).astype(np.uint8)
+    grey: npt.NDArray[np.uint8] = np.rint((volume - low) * (255.0 / (high - low))).astype(np.uint8)
+    return grey
 
 
-def slices_of(volume_ZYX: npt.NDArray[Any], most: int = 16) -> list[npt.NDArray[np.uint8]]:
+def slices_of(volume_ZYX: npt.NDArray[Any], most: int = 12) -> list[npt.NDArray[np.uint8]]:
     """Return at most `most` evenly spaced z slices of a volume, on one grey scale, in order of z."""
     tiles = scaled(volume_ZYX)
     chosen = np.unique(np.linspace(0, len(tiles) - 1, min(most, len(tiles))).round().astype(int))
@@ -30,7 +31,8 @@ def slices_of(volume_ZYX: npt.NDArray[Any], most: int = 16) -> list[npt.NDArray[
 
 def central_slice(volume_ZYX: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Return the middle z slice, scaled by the whole volume."""
-    return scaled(volume_ZYX)[len(volume_ZYX) // 2]
+    middle: npt.NDArray[np.uint8] = scaled(volume_ZYX)[len(volume_ZYX) // 2]
+    return middle
 
 
 def strip(tiles: Sequence[npt.NDArray[np.uint8]], side: int = 48) -> npt.NDArray[np.uint8]:
@@ -48,7 +50,6 @@ def strip(tiles: Sequence[npt.NDArray[np.uint8]], side: int = 48) -> npt.NDArray
 def gray_png(image_YX: npt.NDArray[np.uint8]) -> bytes:
     """Encode a grey picture; the same picture gives the same bytes."""
     stream = io.BytesIO()
-    imsave(
-        stream, image_YX, format="png", cmap="gray", vmin=0, vmax=255, metadata={"Software": None}, origin="upper"
-    )
+    metadata: dict[str, Any] = {"Software": None}  # None: leave the version of matplotlib out
+    imsave(stream, image_YX, format="png", cmap="gray", vmin=0, vmax=255, metadata=metadata, origin="upper")
     return stream.getvalue()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,12 +17,16 @@ from cryoscale.data.tables import Table, read_table
 from cryoscale.data.tomogram import LabelVolume, Tomogram, TomogramFacts
 from cryoscale.errors import CryoscaleError, StateError
 from cryoscale.report import figures
-from cryoscale.report.figures import Markers
+from cryoscale.report.figures import Markers, View
 from cryoscale.report.groups import Groups, hex_color
 from cryoscale.report.slices import Slicer, matches, slab_of_interest, slicer_for
+from cryoscale.report.tiles import gray_png
 
 SERIES = 5  # xy slices shown beside the central ones
 PICK_COLOR = (230, 159, 0)
+THUMB = 120  # pixels of the small picture on the first page
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def open_artifacts(
     )  # fmt: skip
 
 
-def _or_none[T](read: Callable[[], T]) -> T | None:
+def _or_none(read: Callable[[], T]) -> T | None:
     """Return None for an artifact that is not there yet; damage is still an error."""
     try:
         return read()
@@ -119,6 +123,30 @@ def pick_radius_nm(config: RunConfig, facts: TomogramFacts) -> float:
     return math.sqrt(3) * math.hypot(smooth, pick.sigma_voxels or 5.0) * voxel_nm
 
 
+@dataclass
+class Album:
+    """Saves the pictures of a page under names that start with `prefix`, and remembers them in order."""
+
+    prefix: str
+    save: Callable[[str, bytes], None]
+    pictures: list[Picture] = field(default_factory=list)
+
+    def add(
+        self, kind: str, figure: Any, alt: str, caption: str, legend: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        """Save a figure and put it on the page."""
+        file = f"{self.prefix}/{kind}.png"
+        self.save(file, figures.png_bytes(figure))
+        self.pictures.append(Picture(file, alt, caption, legend))
+
+    def thumb(self, view: View) -> None:
+        """Save a small picture for the first page."""
+        step = -(-max(view.image_UV.shape) // THUMB)
+        low, high = figures.contrast_limits(view.image_UV)
+        small = np.clip((view.image_UV[::step, ::step][::-1] - low) / (high - low), 0, 1)
+        self.save(f"{self.prefix}/thumb.png", gray_png(np.rint(small * 255).astype(np.uint8)))
+
+
 def make_page(
     name: str,
     prefix: str,
@@ -136,54 +164,54 @@ def make_page(
     save : callable
         Takes the name of a picture and its bytes.
     """
-    pictures: list[Picture] = []
-    problems: list[str] = []
-
-    def add(kind: str, figure: Any, alt: str, caption: str, legend: tuple[tuple[str, str], ...] = ()) -> None:
-        file = f"{prefix}-{kind}.png"
-        save(file, figures.png_bytes(figure))
-        pictures.append(Picture(file, alt, caption, legend))
-
+    album, problems = Album(prefix, save), []
     try:
-        _draw(artifacts, config, groups, add)
+        _draw(artifacts, config, groups, album)
     except CryoscaleError as error:
         problems.append(str(error))
-    return TomogramPage(
-        name, _facts(artifacts, pick_radius_nm(config, artifacts.facts)), _classes(artifacts), pictures, problems
-    )
+    facts = _facts(artifacts, pick_radius_nm(config, artifacts.facts))
+    return TomogramPage(name, facts, _classes(artifacts), album.pictures, problems)
 
 
-def _draw(artifacts: TomogramArtifacts, config: RunConfig, groups: Groups | None, add: Any) -> None:
+def _draw(artifacts: TomogramArtifacts, config: RunConfig, groups: Groups | None, album: Album) -> None:
     radius = pick_radius_nm(config, artifacts.facts)
     slicer = slicer_for(artifacts.tomogram, artifacts.labels, radius)
     views = _central(slicer)
     where = ", ".join(f"{n} = {views[k].at_nm:.0f} nm" for n, k in (("z", "yx"), ("y", "zx"), ("x", "yz")))
     slab = f"{where}; each is the mean of {slicer.thickness_nm:.1f} nm, smoothed by a pixel"
-    add("plain", figures.ortho_figure(views), "Three central slices", f"Central slices at {slab}.")
-    markers, legend = None, ()
+    album.thumb(views["yx"])
+    album.add("plain", figures.ortho_figure(views), "Three central slices", f"Central slices at {slab}.")
+    markers: Markers | None = None
+    legend: tuple[tuple[str, str], ...] = ()
     if artifacts.picks is not None and len(artifacts.picks):
         positions = artifacts.picks.positions_N3 / 10
         plain = np.broadcast_to(np.array(PICK_COLOR) / 255, (len(positions), 3))
         markers = Markers(positions, radius, plain)
         near = f"Circles of the pick radius ({radius:.1f} nm) around picks within one radius of the slice."
         figure = figures.ortho_figure(views, markers=markers)
-        add("picks", figure, "Central slices with picks circled", near)
+        album.add("picks", figure, "Central slices with picks circled", near)
         if groups is not None and artifacts.cluster_ids_N is not None:
             member_N = groups.of(artifacts.cluster_ids_N)
-            markers = Markers(positions, radius, groups.rgb[member_N])
+            markers = Markers(positions, radius, groups.rgb[member_N], member_N == len(groups.names) - 1)
             counts = np.bincount(member_N, minlength=len(groups.names))
             legend = tuple(
                 (f"{name} ({count})", hex_color(color))
                 for name, color, count in zip(groups.names, groups.colors, counts, strict=True)
             )
             figure = figures.ortho_figure(views, markers=markers)
-            add("groups", figure, "Central slices with picks coloured by group", f"Picks by {groups.what}.", legend)
+            album.add(
+                "groups",
+                figure,
+                "Central slices with picks coloured by group",
+                f"Picks by {groups.what}.",
+                legend,
+            )
     colors, label_legend = _label_colors(artifacts)
     if colors is not None:
         figure = figures.ortho_figure(views, label_colors=colors)
         name = config.segment.labels
-        add("labels", figure, "Central slices with labels", f"Label volume “{name}”.", label_legend)
-    _draw_rest(artifacts, slicer, markers, colors, label_legend or legend, add)
+        album.add("labels", figure, "Central slices with labels", f"Label volume “{name}”.", label_legend)
+    _draw_rest(artifacts, slicer, markers, colors, label_legend or legend, album)
 
 
 def _draw_rest(
@@ -192,7 +220,7 @@ def _draw_rest(
     markers: Markers | None,
     colors: npt.NDArray[np.float64] | None,
     legend: tuple[tuple[str, str], ...],
-    add: Any,
+    album: Album,
 ) -> None:
     low, high = slab_of_interest(artifacts.facts)
     places = [low + (high - low) * (n + 0.5) / SERIES for n in range(SERIES)]
@@ -201,12 +229,12 @@ def _draw_rest(
     figure = figures.series_figure(views, markers=shown, label_colors=colors)
     below = "labels" if colors is not None else ("picks" if shown is not None else "")
     caption = f"{SERIES} xy slices" + (f", plain and with {below}." if below else ".")
-    add("series", figure, f"{SERIES} xy slices from below to above", caption, legend if below else ())
+    album.add("series", figure, f"{SERIES} xy slices from below to above", caption, legend if below else ())
     if artifacts.picks is not None and len(artifacts.picks):
         figure = figures.score_histogram(artifacts.picks.scores_N, artifacts.threshold)
         from_ = f" of {artifacts.candidates} candidates" if artifacts.candidates is not None else ""
         caption = f"Scores of {len(artifacts.picks)} picks{from_}; what is left of the threshold was dropped."
-        add("scores", figure, "Histogram of pick scores", caption)
+        album.add("scores", figure, "Histogram of pick scores", caption)
 
 
 def _central(slicer: Slicer) -> dict[str, figures.View]:

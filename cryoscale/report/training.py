@@ -14,6 +14,10 @@ from cryoscale.report.tomogram import Picture
 
 MODELS = ("encoder", "segmenter")
 DEAD_WARNING = 0.25  # share of dead code units from which the page warns
+STOPPED = {
+    "epochs": "it ended with the last of the epochs asked for",
+    "patience": "it ended because it got no better",
+}
 LIST_SHOWN = 8  # entries of a list or table on a card
 
 
@@ -53,6 +57,7 @@ def _model(run: Run, name: str, save: Callable[[str, bytes], None]) -> ModelSect
         return ModelSection(name, "missing", problem=str(error))
     training = card.get("training", {})
     best = training.get("best_epoch")
+    stopped = str(training.get("stopped", ""))
     picture, epochs, problem = None, 0, ""
     try:
         history = model.history
@@ -63,8 +68,9 @@ def _model(run: Run, name: str, save: Callable[[str, bytes], None]) -> ModelSect
         if epochs:
             picture = _curves(name, history, best, save)
     return ModelSection(
-        name, "trained", problem, tuple(flat_card(card)), picture, epochs, best, str(training.get("stopped", "")),
-        str(card.get("imported_from", "")), card.get("metrics", {}).get("dead_code_share"),
+        name, "trained", problem, tuple(flat_card(card)), picture, epochs, best,
+        STOPPED.get(stopped, stopped), str(card.get("imported_from", "")),
+        card.get("metrics", {}).get("dead_code_share"),
     )  # fmt: skip
 
 
@@ -72,7 +78,7 @@ def _curves(
     name: str, history: Mapping[str, Any], best: int | None, save: Callable[[str, bytes], None]
 ) -> Picture:
     figure, shown = training_curves(history, best)
-    file = f"training-{name}.png"
+    file = f"training/{name}.png"
     save(file, png_bytes(figure))
     last = {part: float(history[f"validation_{part}"][-1]) for part in shown}
     words = ", ".join(f"{part} {value:.4g}" for part, value in last.items())

@@ -98,7 +98,8 @@ class BlockStage(Stage):
     def seal(self, access: Access) -> dict[str, Any]:
         """Join what needs joining, publish metadata last, and return facts for the ledger.
 
-        May run twice after a crash. The entry `empty`, if true, says that nothing was found.
+        May run twice after a crash, so it must not delete what it needs: the controller removes the parts once
+        the ledger says that the unit is sealed. The entry `empty`, if true, says that nothing was found.
         """
 
 

@@ -70,7 +70,6 @@ class InstancesStage(BlockStage):
             "volume_nm3": found.voxels_N[big][order] * (level.voxel_size_angstrom / 10) ** 3,
         }  # fmt: skip
         write_table(access.output(), f"{access.tomogram}.parquet", columns, notes={"unit": "angstrom"})
-        parts.delete()
         counts = {name: int(np.sum(names == name)) for name in facts.class_names}
         return {"instances": int(big.sum()), "too_small": int((~big).sum()), "by_class": counts,
                 "empty": not big.any()}  # fmt: skip

@@ -83,7 +83,6 @@ class PickStage(BlockStage):
         else:
             picks, facts = _selected(access, level)
         write_picks(access.output(), access.tomogram, picks)
-        access.parts().delete()
         return {**facts, "picks": len(picks), "empty": len(picks) == 0}
 
 
