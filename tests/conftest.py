@@ -7,9 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from cryoscale.data.run import Run
 from cryoscale.testing.phantoms import small_run, write_phantom
+
+settings.register_profile("cryoscale", deadline=None)  # machines are shared: slow is not wrong
+settings.load_profile("cryoscale")
 
 SHAPES = {"alpha": (40, 64, 64), "beta": (48, 56, 64)}
 SELECTION = "[classes.particle]\nclusters = [1, 2]\n[classes.other]\nclusters = [3]\n"

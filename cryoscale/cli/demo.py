@@ -47,9 +47,9 @@ def demo_command(out: str, n_cells: int, seed: int, **words: Any) -> int:
 
 
 def _what_was_made(folder: Any, place: str, seconds: float) -> str:
-    from cryoscale.report import write_report
+    from cryoscale.cli.report import make_report
 
-    index = str(write_report(place))
+    index = make_report(place)
     return (
         f"\nin {seconds:.0f} s. Tomograms: {folder}/tomograms/*.mrc\nLabel volumes: "
         f"{place}/tomograms/<name>.ome.zarr/labels/classes\nPicks of single objects: {place}/instances/\n"

@@ -90,13 +90,16 @@ class TrainingConfig(Section):
 
     epochs: Count = 100
     patience: Count = 20  # papers: 20
-    batch_size: Count = 8
+    batch_size: Count = 32  # paper: 8; see docs/design/001-encoder-defaults.md
     learning_rate: Positive = 1e-3  # papers: Adam 1e-3, betas (0.9, 0.99)
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # papers: 90/10
     max_patches: Count = 20_000  # a capped, seeded sample over all tomograms, held in memory
     augment: bool = False  # rotations and flips
     seed: Seed = 0
     threads: Count | None = None  # None: all cores of the worker
+    precision: Literal["float32", "bfloat16"] = (
+        "float32"  # bfloat16: autocast, faster on recent CPUs and GPUs
+    )
 
 
 class EncoderConfig(TrainingConfig):
@@ -105,7 +108,7 @@ class EncoderConfig(TrainingConfig):
     dimension: Count = 32
     channels: Count = 32
     code: Literal["relu", "linear", "leaky_relu"] = "linear"
-    l1: Annotated[float, Field(ge=0)] = 1e-4
+    l1: Annotated[float, Field(ge=0)] = 0.0  # paper: 1e-4 with a ReLU code, most of whose units die
     weights: str | None = None  # a model folder of another run: encode with it, train nothing
 
 
@@ -117,7 +120,7 @@ class ClusterConfig(Section):
     restarts: Count = 10
     sample_rows: Count = 100_000  # rows on which the initial centres are chosen
     seed: Seed = 0
-    standardise: bool = True
+    standardise: bool = False  # divide each feature by its sd; off: all by one number, which scores better
 
 
 class ReviewConfig(Section):

@@ -131,5 +131,5 @@ def _metadata(data: bytes) -> dict[str, str]:
         header = json.loads(data[8 : 8 + length])
     except ValueError:
         return {}
-    notes = header.get("__metadata__", {})
+    notes = header.get("__metadata__", {}) if isinstance(header, dict) else {}
     return notes if isinstance(notes, dict) else {}

@@ -38,12 +38,16 @@ def evaluate_tomogram(
     Returns
     -------
     scores : dict
-        Plain values: `picks` (recall among the best K, precision, best threshold), and where there are clusters
+        Plain values: `picks` (recall among the best K, precision, best threshold), where there are clusters
         `clusters` (choosing on one half of the tomogram in x, scoring on the other), and where there are
         instances `instances`.
     """
     picks = read_picks(run.picks, tomogram)
-    scores: dict[str, Any] = {"tomogram": tomogram, "radius_angstrom": radius_angstrom, "truth": len(truth_M3)}
+    scores: dict[str, Any] = {
+        "tomogram": tomogram,
+        "radius_angstrom": radius_angstrom,
+        "truth": len(truth_M3),
+    }
     scores["picks"] = _pick_scores(picks, truth_M3, radius_angstrom)
     if run.assignments.exists(f"{tomogram}.parquet"):
         ids_N = read_assignments(run.assignments, tomogram)[0]
@@ -110,7 +114,8 @@ def _cluster_scores(
         n_clusters=n_clusters, seed=seed,
     )[0]  # fmt: skip
     return {
-        "split_half_f1": chosen.mean, "split_half_threshold_f1": threshold.mean, "split_half_random_f1": chance.mean,
+        "split_half_f1": chosen.mean, "split_half_threshold_f1": threshold.mean,
+        "split_half_random_f1": chance.mean,
         "best_fifth_of_clusters_f1": margin.selection.f1, "best_fifth_random_f1": margin.chance_f1,
     }  # fmt: skip
 
@@ -128,5 +133,3 @@ def _selection_scores(
         name: _match_scores(picks.positions_N3[value_N == value], truth_M3, radius)
         for value, name in enumerate(selection.class_names, start=1)
     }
-
-

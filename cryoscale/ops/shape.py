@@ -43,8 +43,8 @@ def measure_shape(patch_ZYX: npt.NDArray[np.floating]) -> ShapeMeasures:
 
     Notes
     -----
-    Westin et al. 2002, doi:10.1016/S1361-8415(02)00053-1, for the three measures of a tensor's shape. Voxels are
-    weighted by how much darker they are than the midpoint between background and object.
+    Westin et al. 2002, doi:10.1016/S1361-8415(02)00053-1, for the three measures of a tensor's shape. Voxels
+    are weighted by how much darker they are than the midpoint between background and object.
     """
     density = np.float64(np.median(patch_ZYX)) - np.asarray(patch_ZYX, np.float64)
     count = max(1, density.size // 20)

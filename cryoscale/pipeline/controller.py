@@ -1,4 +1,4 @@
-"""The controller: plans blocks, skips what is marked, keeps a bounded window in flight, settles how each ends.
+"""The controller: plans blocks, skips what is marked, keeps a window in flight, settles how each ends.
 
 It knows neither engines nor stages by name. Retries, marks, quarantine and pauses are decided here and
 nowhere else.
@@ -11,6 +11,7 @@ import heapq
 import itertools
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,6 +105,7 @@ class Controller:
         self._running: dict[str, Attempt] = {}
         self._tie = itertools.count()
         self._pause = Pause()
+        self._to_check = deque(graph.units.values())
         self._flushed = time.monotonic()
         self._order = {name: i for i, name in enumerate([*graph.tomograms, ALL])}
         self._steps = {step.name: i for i, step in enumerate(graph.steps)}
@@ -132,28 +134,31 @@ class Controller:
             self._flush(force=True)
 
     def _open_ready_units(self) -> None:
-        progressed = True
-        while progressed:
-            progressed = False
-            for unit in self.graph.units.values():
-                if unit.state != "pending":
-                    continue
-                verdict = self.graph.ready(unit)
-                if verdict == "blocked":
-                    unit.state, unit.reason = "blocked", "an earlier stage failed"
-                    if any(u.state == "waiting" for u in self.graph.inputs_of(unit)):
-                        unit.state = "waiting"
-                    progressed = True
-                elif verdict == "yes":
-                    self._open(unit)
-                    progressed = True
+        """Open the units whose inputs stand; only those are looked at whose inputs have changed."""
+        while self._to_check:
+            unit = self._to_check.popleft()
+            if unit.state != "pending":
+                continue
+            verdict = self.graph.ready(unit)
+            if verdict == "yes":
+                self._open(unit)
+            elif verdict == "blocked":
+                waiting = any(u.state == "waiting" for u in self.graph.inputs_of(unit))
+                unit.reason = "clusters must be selected first" if waiting else "an earlier stage failed"
+                self._end(unit, "waiting" if waiting else "blocked")
+
+    def _end(self, unit: Unit, state: str) -> None:
+        """Give a unit its last state and have those looked at that wait for it."""
+        unit.state = state
+        self._to_check.extend(self.graph.dependents(unit))
 
     def _open(self, unit: Unit) -> None:
         """Find out what is due of a unit whose inputs stand, and queue it."""
         if unit.step.chosen:
             self.on_gate()
             if self.graph.selection() is None:
-                unit.state, unit.reason = "waiting", "no clusters are selected"
+                unit.reason = "no clusters are selected"
+                self._end(unit, "waiting")
                 return
         unit.key = unit.identity = self.graph.key_of(unit)
         unit.ledger = UnitLedger(self.graph.run.ledger, *unit.name, unit.key)
@@ -263,7 +268,7 @@ class Controller:
                 self._settle(outcome)
         self._flush()
 
-    # -- how things end ---------------------------------------------------------------------------------------
+    # -- how things end -------------------------------------------------------------------------------------
 
     def _settle(self, outcome: Outcome) -> None:
         attempt = self._running.pop(outcome.task.identifier)
@@ -324,8 +329,9 @@ class Controller:
             self._queue_phase(unit)
 
     def _become_sealed(self, unit: Unit, value: dict[str, Any], *, fresh: bool) -> None:
-        unit.state, unit.value = "sealed", value
+        unit.value = value
         unit.identity = str(value.get("hash", unit.key))
+        self._end(unit, "sealed")
         if fresh:
             self.bus.emit(StageSealed(stage=unit.step.name, tomogram=_shown(unit)))
 
@@ -363,7 +369,8 @@ class Controller:
         self._mark(unit, Mark(attempt.block, "quarantined", finished=time.time(), reason=reason))
 
     def _fail(self, unit: Unit, reason: str) -> None:
-        unit.state, unit.reason = "failed", reason
+        unit.reason = reason
+        self._end(unit, "failed")
         if unit.ledger is not None:
             unit.ledger.fail(reason)
         self.bus.emit(UnitFailed(stage=unit.step.name, tomogram=_shown(unit), reason=reason))

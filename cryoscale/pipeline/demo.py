@@ -32,9 +32,11 @@ SETTINGS = [
     "pick.threshold=0",
     "encoder.epochs=15",
     "encoder.batch_size=16",
-    "cluster.n_clusters=40",
+    "cluster.n_clusters=50",
     "segmenter.epochs=15",
-    "segmenter.batch_size=32",
+    "segmenter.batch_size=16",
+    "segmenter.max_patches=160",
+    "segmenter.background_share=0.5",
 ]
 MATCH_VOXELS = 5  # a pick belongs to a particle within this distance
 MEMBRANE_VOXELS = 2  # a pick lies on a membrane within this distance of it
@@ -60,9 +62,7 @@ def true_classes(run: Run, name: str, cell: Cell) -> npt.NDArray[np.int64]:
     """Return the label value that each pick of a cell truly belongs to; 0 for none."""
     picks = read_picks(run.picks, name)
     size = cell.voxel_size_angstrom
-    classes = classes_of_picks(
-        picks.positions_N3, cell.positions_N3, cell.picks["kind"], MATCH_VOXELS * size
-    )
+    classes = classes_of_picks(picks.positions_N3, cell.positions_N3, cell.picks["kind"], MATCH_VOXELS * size)
     for value, kind in enumerate(cell.class_names):
         if kind.startswith("membrane"):
             on = near_label(picks.positions_N3 / size, cell.labels_ZYX, value, MEMBRANE_VOXELS)
@@ -106,7 +106,9 @@ def score_cells(run: Run, cells: dict[str, Cell], chosen_on: str) -> dict[str, A
     for name, cell in others.items():
         picks = read_picks(run.picks, name)
         ids, _ = read_assignments(run.assignments, name)
-        kinds = {kind: cell.positions_of(kind) for kind in cell.class_names[1:] if len(cell.positions_of(kind))}
+        kinds = {
+            kind: cell.positions_of(kind) for kind in cell.class_names[1:] if len(cell.positions_of(kind))
+        }
         margins = cluster_margins(
             picks.positions_N3, picks.scores_N, ids, kinds, MATCH_VOXELS * cell.voxel_size_angstrom,
             n_clusters=n_clusters,
@@ -148,13 +150,15 @@ def as_text(scores: dict[str, Any]) -> str:
     """Lay the scores out as two small tables."""
     lines = ["", "picks of each kind, F1 (cells that had no part in choosing):"]
     lines.append(f"  {'tomogram':<10}{'kind':<12}{'recall':>8}{'picker':>8}{'clusters':>10}{'shuffled':>10}")
-    for row in scores["clusters"]:
-        lines.append(
-            f"  {row['tomogram']:<10}{row['class']:<12}{row['recall']:>8.2f}{row['picker_f1']:>8.2f}"
-            f"{row['clusters_f1']:>10.2f}{row['shuffled_f1']:>10.2f}"
-        )
+    lines += [
+        f"  {row['tomogram']:<10}{row['class']:<12}{row['recall']:>8.2f}{row['picker_f1']:>8.2f}"
+        f"{row['clusters_f1']:>10.2f}{row['shuffled_f1']:>10.2f}"
+        for row in scores["clusters"]
+    ]
     lines += ["", "label volumes against the truth, Dice per class (1 is perfect):"]
     lines.append(f"  {'class':<12}{'Dice':>8}{'IoU':>8}{'shuffled labels':>18}")
-    for row in scores["labels"]:
-        lines.append(f"  {row['class']:<12}{row['dice']:>8.2f}{row['iou']:>8.2f}{row['shuffled_dice']:>18.2f}")
+    lines += [
+        f"  {row['class']:<12}{row['dice']:>8.2f}{row['iou']:>8.2f}{row['shuffled_dice']:>18.2f}"
+        for row in scores["labels"]
+    ]
     return "\n".join(lines)

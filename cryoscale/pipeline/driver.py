@@ -187,7 +187,7 @@ def _accept(run: Run, bus: EventBus) -> None:
 
 
 def _generations(run: Run, config: RunConfig, options: Options) -> dict[str, Any]:
-    """Read how often each fit was renewed; renew those asked for, keeping cluster ids where that makes sense."""
+    """Read how often each fit was renewed; renew those asked for, keeping cluster ids if that makes sense."""
     folder = run.folder.child("ledger")
     known: dict[str, Any] = folder.read_json(REFITS) if folder.exists(REFITS) else {}
     fits = [step.name for step in steps_for(config) if step.fit]

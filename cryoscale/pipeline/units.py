@@ -104,6 +104,23 @@ class UnitGraph:
                 found += [self.units[name, tomogram] for tomogram in self.fit_set(unit.step)]
         return found
 
+    def dependents(self, unit: Unit) -> list[Unit]:
+        """List the pending units whose readiness may change when this one ends."""
+        found = []
+        for step in self.steps:
+            direct = unit.step.name in (*step.after, *step.behind)
+            # A fit that stands already under its key needs only the fits before it, not their tomograms.
+            frozen = step.fit and unit.step.scope == "all"
+            if not (direct or frozen):
+                continue
+            if step.scope == "all":
+                found.append(self.units[step.name, ALL])
+            elif unit.tomogram != ALL:
+                found.append(self.units[step.name, unit.tomogram])
+            else:
+                found += [self.units[step.name, tomogram] for tomogram in self.tomograms]
+        return [other for other in found if other.state == "pending"]
+
     def fit_set(self, step: Step) -> list[str]:
         """List the tomograms that a whole-data-set step looks at."""
         chosen = set(self.config.run.fit_tomograms) if step.fit else set()

@@ -111,6 +111,7 @@ def write_report(run: Run, stages: Sequence[StageName] = (), options: ReportOpti
     summary = summarise(run, config, stages)
     _check_names(options, summary)
     b = _Builder(run, config, summary, options, environment(), Images(folder), _read_made(folder))
+    folder.delete(MADE)  # a report that is killed half-way is made anew
     groups = _write_clusters(b)
     pages = _write_tomograms(b, groups)
     models = make_models(run, b.images.save)
@@ -150,10 +151,17 @@ def _write_clusters(b: _Builder) -> Groups | None:
     """Write the page of clusters and return the colours of picks."""
     choice = b.summary.choice
     if not choice.clustered:
+        b.made.pop("clusters", None)
         b.write("clusters.html", "clusters", sheets=[], groups=None, assigned=0)
         return None
     assignments = read_all_assignments(b.run, b.summary.tomograms, choice.n_clusters)
     groups = groups_for(choice, assignments.counts_TK.sum(axis=0))
+    units = sorted(u for u in b.summary.units if u[0] in ("pick", "assign", "review"))
+    ended = [[*unit, b.summary.units[unit].key, b.summary.units[unit].finished] for unit in units]
+    key = parameters_key([_templates_key(), __version__, str(choice), ended, assignments.tomograms])
+    if b.made.get("clusters") == key and b.folder.exists("clusters.html"):
+        return groups
+    b.made["clusters"] = key
     sheets = make_sheets(b.run, choice, assignments, groups, b.images.save)
     b.images.prune("clusters")
     b.write("clusters.html", "clusters", sheets=sheets, groups=groups, assigned=len(assignments.tomograms))

@@ -297,7 +297,7 @@ def next_steps(summary: Summary) -> list[NextStep]:
     if summary.failures:
         steps.append(
             NextStep(
-                f"{len(summary.failures)} failures: read the reasons, mend what they name, and try again.",
+                f"{len(summary.failures)} failed: read the reasons, mend what they name, and try again.",
                 f"cryoscale run {place} --retry-quarantined", "#failures",
             )
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import tomli_w
@@ -41,10 +42,20 @@ def template(choice: Choice, suggestion: dict[str, Any]) -> str:
     text = HEAD.format(first=0, last=choice.n_clusters - 1, clustering=suggestion["clustering"])
     if not suggestion.get("classes"):
         return text + "\n# Nothing is suggested: no decoded centre looks like an object.\n"
-    tables = tomli_w.dumps({"classes": suggestion["classes"]}).splitlines()
+    tables = _one_line_each(suggestion["classes"]).splitlines()
     comments = "".join(f"# {line}".rstrip() + "\n" for line in tables)
     heading = "\n# What the shapes of the decoded centres suggest; remove the # signs to take it:\n#\n"
     return text + heading + comments
+
+
+def _one_line_each(classes: dict[str, Any]) -> str:
+    """Write tables of classes as TOML with each list on one line, as a person would."""
+    text = tomli_w.dumps({"classes": classes})
+    return re.sub(
+        r"clusters = \[[^\]]*\]",
+        lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(", ]", "]"),
+        text,
+    )
 
 
 def write_template(run: Run, choice: Choice) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from cryoscale.data.access import Access
+from cryoscale.errors import DataError
 from cryoscale.stages.base import WholeStage
 
 
@@ -23,11 +25,13 @@ class IdentifyStage(WholeStage):
         FormatError
             The file breaks the rules of its format or is truncated.
         """
-        from cryoscale.formats.inputs import content_id, source_stamp
+        from cryoscale.formats.inputs import content_id, source_exists, source_stamp
         from cryoscale.formats.mrc import read_header
 
         path = access.source()["path"]
         asked = access.config.ingest.voxel_size_angstrom
+        if source_exists(path) and not os.access(path, os.R_OK):
+            raise DataError(f"{path} may not be read by this user.", remedy="Change its permissions.")
         header = read_header(path, ignore_voxel_size=asked is not None)
         size, modified = source_stamp(path)
         return {

@@ -136,7 +136,7 @@ def _levels(access: Access, header: MrcHeader) -> list[Level]:
     if size is None:
         raise FormatError(
             f"{access.source()['path']}: the voxel size is not set in the header ({header.voxel_size_note}).",
-            remedy="Give it: cryoscale init … --voxel-size ÅNGSTRÖM, or ingest.voxel_size_angstrom in run.toml.",
+            remedy="Give it: cryoscale init … --voxel-size N (ingest.voxel_size_angstrom in run.toml).",
         )
     return pyramid_levels(header.shape, size, count=access.config.ingest.levels)
 

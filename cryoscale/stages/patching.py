@@ -19,7 +19,7 @@ from cryoscale.ops.normalise import robust_statistics, sample_boxes
 from cryoscale.ops.patches import cut
 from cryoscale.ops.tiles import filtered_tiles, required_voxels
 
-TILE = PICK_TILE_VOXELS  # smoothing runs in buffers of one shape per tomogram, so results do not depend on blocks
+TILE = PICK_TILE_VOXELS  # smoothing runs in buffers of one shape per tomogram: no block changes a result
 SAMPLE_VOXELS = 2_000_000
 
 
@@ -27,8 +27,8 @@ class PatchReader:
     """Density as the networks see it: canonical, smoothed, and scaled to unit sd after smoothing.
 
     Smoothing takes away most of the noise, so the sd that the tomogram has before it says little; the density
-    is scaled once more by the robust mean and sd of the smoothed tomogram (a seeded sample of it, the same for
-    every worker). Objects stay dark.
+    is scaled once more by the robust mean and sd of the smoothed tomogram (a seeded sample of it, the same
+    for every worker). Objects stay dark.
 
     Parameters
     ----------

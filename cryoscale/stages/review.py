@@ -23,7 +23,7 @@ GLOBULAR_OFFSET = 0.35  # half boxes; an object further off its patch's centre i
 
 
 class ReviewStage(WholeStage):
-    """From assignments to decoded centres, averages and members of each cluster, and a suggested selection."""
+    """From assignments to decoded centres, averages, members of each cluster, and a suggestion."""
 
     name = "review"
     engine = "model"
@@ -110,7 +110,7 @@ def _chosen_members(access: Access, counts_TK: npt.NDArray[np.int64], most: int)
 
 
 def classify_shapes(measures: list[ShapeMeasures]) -> list[str]:
-    """Call each decoded centre surface, globular or background; the thresholds stand at the top of the file."""
+    """Call each decoded centre surface, globular or background, by the thresholds at the file's top."""
     strong = float(np.percentile([m.depth for m in measures], 90))
     kinds = []
     for m in measures:

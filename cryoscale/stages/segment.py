@@ -1,6 +1,7 @@
 """Segment: from a tomogram to a label volume, densely, or in the paper's way on patches of chosen clusters.
 
-The prediction is made at the level at work; finer levels repeat it, coarser ones take the most frequent value.
+The prediction is made at the level at work; finer levels repeat it, coarser ones take the most
+frequent value.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class SegmentStage(BlockStage):
     writes = "labels"
 
     def plan(self, access: Access) -> Plan:
-        """The level at work first, then each level from its neighbour towards it."""
+        """Plan the level at work first, then each level from its neighbour towards it."""
         levels = access.open_tomogram().facts.levels
         work = access.working_level()
         edge = access.config.execution.block_voxels

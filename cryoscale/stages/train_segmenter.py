@@ -1,8 +1,8 @@
 """Train the segmenter: EDSS3D on masks made of decoded members of the selected clusters.
 
 The input of the network is the patch itself; only the masks come from decoded patches. Both are canonical
-density, smoothed and scaled as everywhere, so the level that separates objects from background is in sd of the
-smoothed tomogram.
+density, smoothed and scaled as everywhere, so the level that separates objects from background is in sd of
+the smoothed tomogram.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +34,7 @@ def settings_for(config: TrainingConfig) -> TrainSettings:
         threads=config.threads or cpu_count(),
         device="auto",
         augment=config.augment,
+        precision=config.precision,
     )
 
 
@@ -58,7 +60,7 @@ def sample_rows(counts: list[int], most: int, seed: int) -> list[npt.NDArray[np.
         return [np.arange(count) for count in counts]
     drawn = np.sort(np.random.default_rng(seed).choice(total, size=most, replace=False))
     starts = np.concatenate([[0], np.cumsum(counts)])
-    return [drawn[(drawn >= a) & (drawn < b)] - a for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    return [drawn[(drawn >= a) & (drawn < b)] - a for a, b in pairwise(starts)]
 
 
 def gather_rows(access: Access, tomogram: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -68,7 +70,7 @@ def gather_rows(access: Access, tomogram: str, rows: npt.NDArray[np.int64]) -> n
 
 
 def history_columns(history: list[EpochRecord]) -> dict[str, Any]:
-    """Turn the records of epochs into columns; wall-clock times stay out, so that artifacts are reproducible."""
+    """Turn the records of epochs into columns; times stay out, so that artifacts are reproducible."""
     columns: dict[str, Any] = {
         "epoch": np.array([r.epoch for r in history], np.int32),
         "train_loss": np.array([r.train_loss for r in history]),

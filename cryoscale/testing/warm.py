@@ -17,7 +17,7 @@ for name in (
     "cryoscale.learn.training", "cryoscale.models.registry", "cryoscale.inference.engine",
     "cryoscale.inference.openvino_cpu", "openvino", "openvino.frontend.pytorch.ts_decoder", "sklearn.cluster",
     "torch.jit", "cryoscale.inference.wrappers", "cryoscale.learn.losses", "cryoscale.inference.torch_any",
-    "cryoscale.runtime.serial", "starfile",
+    "cryoscale.runtime.serial", "torch._dynamo", "torch.onnx",
 ):  # fmt: skip
     with contextlib.suppress(ImportError):
         importlib.import_module(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from cryoscale.data.run import Run
 from cryoscale.errors import ConfigurationError, StateError
 from cryoscale.pipeline.preview import Forecast, forecasts, preview
 from cryoscale.pipeline.survey import survey_run
-from tests.pipeline.driving import settle
+from tests.pipeline.driving import drive, settle
 from tests.pipeline.test_status import tree
 
 
@@ -73,8 +75,24 @@ def test_marked_blocks_are_not_due(copied_run: Run) -> None:
     ledger.flush()
     row = foretold(copied_run)["instances", "beta"]
     assert (row.blocks, row.due, row.estimated) == (plan.block_count, plan.block_count - 1, False)
-    ledger.begin("another plan", 1, 0)  # marks of another cut into blocks mean nothing
-    assert foretold(copied_run)["instances", "beta"].due == plan.block_count
+    settle(copied_run, "execution.block_voxels=64")  # the same key, but another cut: these marks mean nothing
+    row = foretold(copied_run)["instances", "beta"]
+    assert row.due == row.blocks == 1
+
+
+def test_a_replaced_source_is_due(
+    make_run: Callable[..., Run], small_sources: list[Path], tmp_path: Path
+) -> None:
+    """A driver recognises sources by size and time; so does the dry run, and `status` does not look."""
+    source = tmp_path / "alpha.mrc"
+    shutil.copy(small_sources[0], source)
+    run = make_run(sources=[source])
+    drive(run, until="identify")
+    assert foretold(run)["identify", "alpha"].due == 0
+    os.utime(source, ns=(1, 1))
+    assert foretold(run)["identify", "alpha"].due == 1
+    (standing,) = survey_run(run, until="identify").standings
+    assert standing.state == "done"
 
 
 def test_a_changed_parameter_is_due_with_all_behind_it(copied_run: Run) -> None:

@@ -116,6 +116,7 @@ def test_a_second_report_is_the_same_bytes_and_draws_no_tomogram_again(whole, mo
 
     before = digests()
     monkeypatch.setattr("cryoscale.report.build.make_page", lambda *_: pytest.fail("drawn again"))
+    monkeypatch.setattr("cryoscale.report.build.make_sheets", lambda *_: pytest.fail("drawn again"))
     write_report(run, STAGES)
     assert digests() == before
 
