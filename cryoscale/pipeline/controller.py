@@ -13,11 +13,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from cryoscale.data.ledger import ALL, Mark, UnitLedger
-from cryoscale.errors import CryoscaleError, MemoryBudgetError, SurroundingsError
+from cryoscale.errors import ConfigurationError, CryoscaleError, SurroundingsError
+from cryoscale.pipeline.attempts import Attempt, Limits
 from cryoscale.pipeline.units import TERMINAL, Unit, UnitGraph
 from cryoscale.runtime.events import (
     EventBus,
@@ -31,34 +32,12 @@ from cryoscale.runtime.events import (
 from cryoscale.runtime.executor import Executor
 from cryoscale.runtime.memory import check_plan
 from cryoscale.runtime.task import Outcome, Task
-from cryoscale.stages.base import BlockStage, StageWork
+from cryoscale.stages.base import BlockStage, StageWork, WholeStage
 
-INTERPRETER_BYTES = 900 * 2**20  # an idle worker with its libraries loaded
+INTERPRETER_BYTES = {"cpu": 300 * 2**20, "model": 900 * 2**20}  # an idle worker with its libraries loaded
+OPEN_TASKS = 512  # per engine; units whose blocks would go beyond wait to be opened
 FLUSH_MARKS = 32
 FLUSH_SECONDS = 1.0
-LOST_ALONE_LIMIT = 2  # a task that kills its worker twice while nothing else runs is to blame
-
-
-@dataclass
-class Attempt:
-    """A task on its way: how often it failed, how often its worker died under it."""
-
-    unit: Unit
-    block: int | None  # None: seal or compute
-    task: Task
-    failures: int = 0
-    losses: int = 0
-    losses_alone: int = 0
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How patient the controller is."""
-
-    attempts: int = 3
-    pauses: int = 6
-    pause_seconds: float = 2.0
-    memory_budget: int = 0  # bytes per worker; 0: not checked
 
 
 @dataclass
@@ -67,7 +46,6 @@ class Pause:
 
     count: int = 0
     until: float = 0.0
-    reason: str = field(default="")
 
 
 class Controller:
@@ -105,6 +83,7 @@ class Controller:
         self._running: dict[str, Attempt] = {}
         self._tie = itertools.count()
         self._pause = Pause()
+        self._finished = 0
         self._to_check = deque(graph.units.values())
         self._flushed = time.monotonic()
         self._order = {name: i for i, name in enumerate([*graph.tomograms, ALL])}
@@ -119,8 +98,6 @@ class Controller:
         ------
         SurroundingsError
             The surroundings did not mend within the allowed pauses; all finished work is kept.
-        ConfigurationError
-            A plan promises more memory than the budget allows, or the selection cannot be used.
         """
         try:
             while True:
@@ -135,9 +112,13 @@ class Controller:
 
     def _open_ready_units(self) -> None:
         """Open the units whose inputs stand; only those are looked at whose inputs have changed."""
+        later = []
         while self._to_check:
             unit = self._to_check.popleft()
             if unit.state != "pending":
+                continue
+            if len(self._queues[unit.step.stage.engine]) >= OPEN_TASKS:
+                later.append(unit)
                 continue
             verdict = self.graph.ready(unit)
             if verdict == "yes":
@@ -146,6 +127,7 @@ class Controller:
                 waiting = any(u.state == "waiting" for u in self.graph.inputs_of(unit))
                 unit.reason = "clusters must be selected first" if waiting else "an earlier stage failed"
                 self._end(unit, "waiting" if waiting else "blocked")
+        self._to_check.extend(later)
 
     def _end(self, unit: Unit, state: str) -> None:
         """Give a unit its last state and have those looked at that wait for it."""
@@ -154,12 +136,28 @@ class Controller:
 
     def _open(self, unit: Unit) -> None:
         """Find out what is due of a unit whose inputs stand, and queue it."""
-        if unit.step.chosen:
+        if unit.step.chosen and (reason := self._nothing_chosen()):
+            unit.reason = reason
+            self._end(unit, "waiting")
+            return
+        try:
+            self._open_chosen(unit)
+        except SurroundingsError:
+            raise
+        except CryoscaleError as error:
+            self._fail(unit, str(error))
+
+    def _nothing_chosen(self) -> str:
+        """Say why there is no selection; empty when there is one."""
+        try:
             self.on_gate()
-            if self.graph.selection() is None:
-                unit.reason = "no clusters are selected"
-                self._end(unit, "waiting")
-                return
+            return "" if self.graph.selection() is not None else "no clusters are selected"
+        except ConfigurationError as error:  # a half-edited file must not end a long run
+            self.bus.emit(Message(text=str(error), level="warning"))
+            return str(error)
+
+    def _open_chosen(self, unit: Unit) -> None:
+        """Find the unit sealed already, or plan it."""
         unit.key = unit.identity = self.graph.key_of(unit)
         unit.ledger = UnitLedger(self.graph.run.ledger, *unit.name, unit.key)
         sealed = unit.ledger.sealed
@@ -167,14 +165,7 @@ class Controller:
             self._become_sealed(unit, sealed["value"], fresh=False)
             return
         unit.access = self.graph.access_for(unit)
-        try:
-            self._plan(unit)
-        except MemoryBudgetError:
-            raise
-        except SurroundingsError:
-            raise
-        except CryoscaleError as error:
-            self._fail(unit, str(error))
+        self._plan(unit)
 
     def _plan(self, unit: Unit) -> None:
         assert unit.ledger is not None
@@ -182,19 +173,27 @@ class Controller:
         stage = unit.step.stage
         unit.state = "active"
         if not isinstance(stage, BlockStage):
+            assert isinstance(stage, WholeStage)
+            self._check_memory(unit, stage.bytes_needed(unit.access))
             unit.ledger.begin("whole", 1, 0)
             self._announce(unit, 1, 0)
             self._queue(unit, None, StageWork(stage, unit.access, "compute"))
             return
         unit.plan = stage.plan(unit.access)
-        if self.limits.memory_budget:
-            check_plan(stage.name, unit.tomogram, unit.plan.bytes_per_worker, 1, self.limits.memory_budget)
+        self._check_memory(unit, unit.plan.bytes_per_worker)
         unit.marks = unit.ledger.begin(unit.plan.identity, unit.plan.block_count, unit.plan.voxels)
         if not unit.ledger.created:
             stage.create(unit.access)
             unit.ledger.mark_created()
         self._announce(unit, unit.plan.block_count + 1, unit.plan.voxels)  # and the seal
         self._queue_phase(unit)
+
+    def _check_memory(self, unit: Unit, promised: int) -> None:
+        """Refuse a unit whose promise does not fit a worker; raises `MemoryBudgetError`."""
+        engine = unit.step.stage.engine
+        budget = self.limits.memory_budget.get(engine)
+        if budget:
+            check_plan(unit.step.name, _shown(unit), promised + INTERPRETER_BYTES[engine], 1, budget)
 
     def _announce(self, unit: Unit, blocks: int, voxels: int) -> None:
         done = (
@@ -231,7 +230,8 @@ class Controller:
         index = None if block is None else block.index
         name = f"{unit.step.name}/{unit.tomogram}/{work.operation if index is None else index}"
         needs_client = unit.step.stage.needs_client and work.operation == "compute"
-        task = Task(f"{name}#1", work, block, needs_client=needs_client)
+        patient = work.operation == "compute"  # a training may take days
+        task = Task(f"{name}#1", work, block, needs_client=needs_client, patient=patient)
         if index is not None:
             unit.outstanding.add(index)
         self._push(Attempt(unit, index, task))
@@ -278,13 +278,18 @@ class Controller:
         self._tell(attempt, outcome, voxels, empty)
         if outcome.status == "finished":
             self._pause.count = 0
+            self._finished += 1
             self._finish(attempt, outcome, empty=empty, voxels=voxels)
-        elif outcome.status == "lost":  # its failure says "surroundings", but the task may be to blame
-            self._retry_or_give_up(attempt, outcome)
-        elif outcome.failure is not None and outcome.failure.kind == "surroundings":
-            self._wait_for_surroundings(attempt, outcome.failure.message)
+            return
+        reason = outcome.failure.message if outcome.failure else "its worker died (killed, or out of memory)"
+        verdict = attempt.judge(outcome, self.limits)
+        if verdict == "pause":
+            self._wait_for_surroundings(attempt, reason)
+        elif verdict == "give up":
+            self._give_up(attempt, reason)
         else:
-            self._retry_or_give_up(attempt, outcome)
+            attempt.again(alone=verdict == "alone")
+            self._push(attempt)
 
     def _tell(self, attempt: Attempt, outcome: Outcome, voxels: int, empty: bool) -> None:
         unit = attempt.unit
@@ -331,35 +336,10 @@ class Controller:
     def _become_sealed(self, unit: Unit, value: dict[str, Any], *, fresh: bool) -> None:
         unit.value = value
         unit.identity = str(value.get("hash", unit.key))
+        unit.plan, unit.marks = None, {}  # ten million blocks are not kept in memory
         self._end(unit, "sealed")
         if fresh:
             self.bus.emit(StageSealed(stage=unit.step.name, tomogram=_shown(unit)))
-
-    def _retry_or_give_up(self, attempt: Attempt, outcome: Outcome) -> None:
-        """Try again, then alone on a fresh worker, then quarantine."""
-        lost = outcome.status == "lost"
-        alone = attempt.task.alone
-        attempt.losses += lost
-        attempt.losses_alone += lost and alone
-        attempt.failures += not lost
-        given_up = (alone and not lost) or attempt.losses_alone >= LOST_ALONE_LIMIT
-        reason = "its worker died (killed, or out of memory)"
-        if outcome.failure is not None:
-            reason = outcome.failure.message
-        if given_up:
-            self._give_up(attempt, reason)
-            return
-        isolate = alone or max(attempt.failures, attempt.losses) >= self.limits.attempts
-        self._again(attempt, alone=isolate)
-
-    def _again(self, attempt: Attempt, *, alone: bool) -> None:
-        number = attempt.task.attempt + 1
-        stem = attempt.task.identifier.rsplit("#", 1)[0]
-        old = attempt.task
-        attempt.task = Task(
-            f"{stem}#{number}", old.work, old.argument, number, alone=alone, needs_client=old.needs_client
-        )
-        self._push(attempt)
 
     def _give_up(self, attempt: Attempt, reason: str) -> None:
         unit = attempt.unit
@@ -378,6 +358,9 @@ class Controller:
     def _wait_for_surroundings(self, attempt: Attempt, reason: str) -> None:
         """Quarantine nothing; pause, say so, try again with a limit."""
         pause = self._pause
+        if attempt.hopeless(self._finished, self.limits):
+            self._fail(attempt.unit, reason)  # others go on well: it is this unit's file or folder
+            return
         if time.monotonic() >= pause.until:
             pause.count += 1
             if pause.count > self.limits.pauses:
@@ -388,7 +371,8 @@ class Controller:
             seconds = self.limits.pause_seconds * 2 ** (pause.count - 1)
             pause.until = time.monotonic() + seconds
             self.bus.emit(Message(text=f"paused for {seconds:g} s: {reason}", level="warning"))
-        self._again(attempt, alone=attempt.task.alone)
+        attempt.again(alone=attempt.task.alone)
+        self._push(attempt)
 
     def _flush(self, *, force: bool = False) -> None:
         if not force and time.monotonic() - self._flushed < FLUSH_SECONDS:
@@ -410,7 +394,7 @@ def _shown(unit: Unit) -> str:
 
 
 def _promise(unit: Unit) -> int:
-    return unit.plan.bytes_per_worker + INTERPRETER_BYTES if unit.plan else 0
+    return unit.plan.bytes_per_worker + INTERPRETER_BYTES[unit.step.stage.engine] if unit.plan else 0
 
 
 def _quarantine_text(unit: Unit) -> str:

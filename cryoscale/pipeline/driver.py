@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,15 @@ from cryoscale.data.clusters import SELECTION, SUGGESTION
 from cryoscale.data.ledger import ALL, UnitLedger
 from cryoscale.data.run import Run
 from cryoscale.errors import ConfigurationError, CryoscaleError, SurroundingsError
-from cryoscale.pipeline.controller import Controller, Limits, unfinished
+from cryoscale.pipeline.attempts import Limits
+from cryoscale.pipeline.controller import Controller, unfinished
+from cryoscale.pipeline.engines import EngineChoice, Engines, memory_budgets
 from cryoscale.pipeline.order import steps_for, upto
 from cryoscale.pipeline.units import UnitGraph
 from cryoscale.runtime.events import Event, EventBus, MemoryWarning, Message, as_record
-from cryoscale.runtime.executor import Executor, ExecutorSettings, open_executor
-from cryoscale.runtime.memory import available_bytes, cpu_count, parse_bytes
 from cryoscale.runtime.trace import TraceWriter
 
 REFITS = "refits.json"
-ENGINES = {
-    "auto": ("dask", "ray"),
-    "serial": ("serial", "serial"),
-    "dask": ("dask", "dask"),
-    "ray": ("ray", "ray"),
-}
 
 
 @dataclass(frozen=True)
@@ -106,6 +100,7 @@ def run_pipeline(
         raise ConfigurationError(
             f"{run.folder.url} has no inputs.", remedy="Add files: cryoscale init RUN 'recon/*.mrc'"
         )
+    choice = EngineChoice(options.executor, options.dask, options.ray)
     bus = EventBus()
     for listener in listeners:
         bus.listen(listener)
@@ -114,7 +109,7 @@ def run_pipeline(
         _wrapped_os_errors(run),
         run.locked() as lock,
         _logging(run, bus, options),
-        _Engines(config, options) as e,
+        Engines(config, choice) as e,
     ):
         generations = _generations(run, config, options)
         graph = UnitGraph(run, config, upto(steps_for(config), options.until), generations)
@@ -124,7 +119,7 @@ def run_pipeline(
             graph,
             {"cpu": lambda: e.get("cpu"), "model": lambda: e.get("model")},
             bus,
-            limits_for(config, e.workers_on_this_machine),
+            limits_for(config, choice),
             on_gate=lambda: _accept(run, bus) if options.accept_suggestions else None,
             heartbeat=lock.heartbeat,
         )
@@ -136,14 +131,11 @@ def run_pipeline(
     return _result(graph, failures)
 
 
-def limits_for(config: RunConfig, workers: int) -> Limits:
-    """Translate the `[execution]` table; the memory budget is per worker."""
+def limits_for(config: RunConfig, choice: EngineChoice) -> Limits:
+    """Translate the `[execution]` table."""
     execution = config.execution
-    if execution.memory_budget is not None:
-        budget = parse_bytes(execution.memory_budget)
-    else:
-        budget = int(0.8 * available_bytes()) // max(1, workers)
-    return Limits(execution.attempts, execution.pauses, execution.pause_seconds, budget)
+    budgets = memory_budgets(config, choice)
+    return Limits(execution.attempts, execution.pauses, execution.pause_seconds, budgets)
 
 
 def failures_of(graph: UnitGraph) -> list[dict[str, Any]]:
@@ -209,68 +201,6 @@ def _forget_quarantined(run: Run) -> None:
         for unit in run.ledger.names(stage):
             for key in run.ledger.names(f"{stage}/{unit}"):
                 UnitLedger(run.ledger, stage, unit, key).forget_quarantined()
-
-
-class _Engines:
-    """Starts each engine on first use and ends all with the run."""
-
-    def __init__(self, config: RunConfig, options: Options) -> None:
-        if options.executor not in ENGINES:
-            raise ConfigurationError(
-                f"there is no executor '{options.executor}'; choose one of {', '.join(ENGINES)}."
-            )
-        self.kinds = dict(zip(("cpu", "model"), ENGINES[options.executor], strict=True))
-        self.addresses = {"dask": options.dask, "ray": options.ray}
-        self.config = config
-        self._open: dict[str, Executor] = {}
-
-    @property
-    def workers_on_this_machine(self) -> int:
-        """Workers that share this machine's memory: none of a cluster elsewhere."""
-        execution = self.config.execution
-        counts = {
-            "dask": execution.dask_workers or cpu_count(),
-            "ray": execution.ray_workers or 1,
-            "serial": 1,
-        }
-        return sum(counts[kind] for kind in set(self.kinds.values()))
-
-    def get(self, engine: str) -> Executor:
-        """Return the started executor of an engine."""
-        kind = self.kinds[engine]
-        if kind not in self._open:
-            executor = open_executor(kind, self._settings(kind))
-            executor.start()
-            self._open[kind] = executor
-        return self._open[kind]
-
-    def _settings(self, kind: str) -> ExecutorSettings:
-        execution = self.config.execution
-        common = ExecutorSettings(
-            address=self.addresses.get(kind),
-            start_timeout_s=execution.start_timeout_s,
-            no_progress_timeout_s=execution.no_progress_timeout_s,
-        )
-        if kind == "ray":
-            workers = execution.ray_workers or (0 if common.address else 1)
-            threads = execution.ray_threads or max(1, cpu_count() // max(1, workers))
-            return replace(common, workers=workers, threads_per_worker=threads, gpus=_gpus())
-        if kind == "dask":
-            return replace(common, workers=execution.dask_workers or 0)
-        return replace(common, workers=1, threads_per_worker=cpu_count())
-
-    def __enter__(self) -> _Engines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for executor in self._open.values():
-            executor.close()
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from cryoscale.data.run import Run
 from cryoscale.data.tomogram import TomogramFacts
 from cryoscale.errors import CryoscaleError, FormatError
 from cryoscale.formats.mrc_header import read_header
-from cryoscale.pipeline.driver import Options, _Engines, limits_for
+from cryoscale.pipeline.engines import EngineChoice, memory_budgets
 from cryoscale.pipeline.survey import Standing, Survey, survey_run
 from cryoscale.runtime.memory import format_bytes
 from cryoscale.stages.base import BlockStage
@@ -73,8 +73,7 @@ def preview(place: str, until: str | None = None) -> str:
     run = Run.open(place)
     survey = survey_run(run, until=until, look_at_sources=True)
     rows = forecasts(survey)
-    workers = _Engines(survey.graph.config, Options()).workers_on_this_machine
-    budget = limits_for(survey.graph.config, workers).memory_budget
+    budget = min(memory_budgets(survey.graph.config, EngineChoice()).values())
     lines = [
         f"dry run of {run.folder.url}: {len(survey.graph.tomograms)} tomograms; nothing is written.",
         "",

@@ -54,7 +54,7 @@ def watch_folder(
     -------
     code : int
         Of the last drive: 0 done, 1 some work failed or a file could not be taken, 2 misuse; 0 when there
-        was none. Ctrl-C ends the watch cleanly, and so does a file `stop-watching` in the run's folder.
+        was none. Ctrl-C, or a file `stop-watching` in the run's folder, ends the watch cleanly.
 
     Raises
     ------

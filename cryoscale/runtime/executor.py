@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _POLL_S = 1.0
 
 
-# By default OpenMP's threads spin while they wait. On cores that are shared (two engines, other users) a training
-# step then took 2 to 30 times as long as on one thread.
+# By default OpenMP's threads spin while they wait. On cores that are shared (two engines, other users) a
+# training step then took 2 to 30 times as long as on one thread.
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 
 
@@ -47,8 +47,8 @@ class ExecutorSettings:
         Threads that numerical libraries may use inside a worker. A worker runs one task at a time.
     memory_per_worker_bytes : int or None
         An embedded Dask worker above this is ended and its task lost; None sets no limit.
-    gpus : int
-        CUDA devices to share out among Ray workers.
+    gpus : int or None
+        CUDA devices to share out among Ray workers; None means those of the cluster at `address`.
     address : str or None
         A running cluster; None starts an embedded one that ends with this process.
     start_timeout_s : float
@@ -64,7 +64,7 @@ class ExecutorSettings:
     workers: int = 0
     threads_per_worker: int = 1
     memory_per_worker_bytes: int | None = None
-    gpus: int = 0
+    gpus: int | None = 0
     address: str | None = None
     start_timeout_s: float = 120.0
     no_progress_timeout_s: float = 6 * 3600.0
@@ -78,7 +78,8 @@ class ExecutorSettings:
             ("gpus", 0),
             ("per_worker_in_flight", 1),
         ):
-            if getattr(self, name) < least:
+            value = getattr(self, name)
+            if value is not None and value < least:
                 raise ConfigurationError(f"{name} must be at least {least}, got {getattr(self, name)}.")
 
     @property
@@ -234,7 +235,8 @@ class Executor(ABC):
         elif now - self._workers_at > self.settings.start_timeout_s:
             self._workers_at = self._progress_at = now
             raise self._nobody("there has been no worker")
-        if now - self._progress_at > self.settings.no_progress_timeout_s:
+        patient = any(task.patient for task in self._running.values())
+        if now - self._progress_at > self.settings.no_progress_timeout_s and not patient:
             self._progress_at = now
             names = ", ".join(task.identifier for task in list(self._running.values())[:5])
             raise SurroundingsError(

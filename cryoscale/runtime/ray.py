@@ -65,6 +65,7 @@ class RayExecutor(Executor):
     def __init__(self, settings: ExecutorSettings) -> None:
         super().__init__(settings)
         self._workers = settings.workers or 1
+        self._gpus = settings.gpus or 0
         self._actors: list[_Actor] = []
         self._references: dict[Any, tuple[_Actor, str]] = {}
         self._owns_ray = False
@@ -85,6 +86,8 @@ class RayExecutor(Executor):
         if not ray.is_initialized():
             self._owns_ray = True  # also of one that starts half: `_close` must end it
             self._connect()
+        if self.settings.gpus is None:
+            self._gpus = int(ray.cluster_resources().get("GPU", 0))
         self._workers = self._count_workers()
         self._stillborn = 0
         for _ in range(self._workers):
@@ -120,8 +123,8 @@ class RayExecutor(Executor):
         if self.settings.workers or self.settings.address is None:
             return self.settings.local_workers
         resources = ray.cluster_resources()
-        if self.settings.gpus:
-            return max(1, min(self.settings.gpus, int(resources.get("GPU", 0))))
+        if self._gpus:
+            return max(1, min(self._gpus, int(resources.get("GPU", 0))))
         return max(1, int(resources.get("CPU", 0)) // self.settings.threads_per_worker)
 
     def _close(self) -> None:
@@ -160,7 +163,7 @@ class RayExecutor(Executor):
     def _add_actor(self) -> _Actor:
         import ray
 
-        share = min(1.0, self.settings.gpus / self._workers)
+        share = min(1.0, self._gpus / self._workers)
         handle = (
             ray.remote(_Runner)
             .options(

@@ -36,7 +36,7 @@ def start_embedded(settings: ExecutorSettings, folder: Path) -> None:
         ray.init(
             address="local",
             num_cpus=settings.local_workers * settings.threads_per_worker,
-            num_gpus=settings.gpus,
+            num_gpus=settings.gpus or 0,
             include_dashboard=False,
             log_to_driver=False,
             logging_level="CRITICAL",

@@ -81,6 +81,8 @@ class Task:
         Run with nothing else in flight, with everything opened afresh.
     needs_client : bool
         The function itself computes with dask collections (k-means).
+    patient : bool
+        May take for ever (a training): while it runs, the executor's no-progress deadline does not count.
     """
 
     identifier: str
@@ -89,6 +91,7 @@ class Task:
     attempt: int = 1
     alone: bool = False
     needs_client: bool = False
+    patient: bool = False
 
 
 @dataclass(frozen=True)

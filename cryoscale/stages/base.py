@@ -106,6 +106,10 @@ class BlockStage(Stage):
 class WholeStage(Stage):
     """A stage that looks at the whole data set at once, or at one tomogram without blocks."""
 
+    def bytes_needed(self, access: Access) -> int:
+        """Bound the bytes that `compute` takes beyond its interpreter, touching metadata only; 0: little."""
+        return 0
+
     @abstractmethod
     def compute(self, access: Access) -> dict[str, Any]:
         """Do the work and return facts for the ledger; the entry `hash` names what a fit produced."""
