@@ -68,4 +68,10 @@ def run_command(arguments: list[str] | None = None) -> int:
     except CryoscaleError as error:
         click.echo(f"cryoscale: {error}", err=True)
         return 1
+    except OSError as error:  # what the system refuses needs a sentence, not a traceback
+        if error.errno is None:
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        click.echo(f"cryoscale: {place}{error.strerror}.", err=True)
+        return 1
     return result if isinstance(result, int) else 0

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from cryoscale.config import RunConfig
 
 PRESETS = {
     "cpu": [],
@@ -16,7 +20,8 @@ PRESETS = {
 @click.command("init")
 @click.argument("run")
 @click.argument("patterns", nargs=-1, required=True)
-@click.option("--voxel-size", type=float, help="Voxel size in ångström, where the headers do not say.")
+@click.option("--voxel-size", type=float,
+              help="Voxel size in ångström of the new files, instead of what their headers say.")  # fmt: skip
 @click.option("--contrast", type=click.Choice(["auto", "dark", "bright"]), help="How objects look.")
 @click.option("--preset", type=click.Choice(list(PRESETS)), default="cpu", show_default=True,
               help="What the run will work on; settings given besides count more.")  # fmt: skip
@@ -33,12 +38,27 @@ def init_command(
     from cryoscale.pipeline.setup import add_inputs, initial_config, write_run
 
     words = [*PRESETS[preset]]
-    if voxel_size is not None:
-        words.append(f"ingest.voxel_size_angstrom={voxel_size}")
     if contrast is not None:
         words.append(f"ingest.contrast={contrast}")
     config = initial_config(run, [*words, *settings])
-    config, added = add_inputs(config, list(patterns))
+    config, added = add_inputs(config, list(patterns), voxel_size_angstrom=voxel_size)
     write_run(run, config)
+    for line in _voxel_sizes(config):
+        click.echo(line)
     click.echo(f"{Path(run)}: {len(config.inputs)} tomograms ({len(added)} new). Next: cryoscale run {run}")
     return 0
+
+
+def _voxel_sizes(config: RunConfig) -> list[str]:
+    """Say which voxel sizes count instead of the headers', and for how many tomograms."""
+    from collections import Counter
+
+    whole = config.ingest.voxel_size_angstrom
+    sizes = Counter(source.voxel_size_angstrom or whole for source in config.inputs)
+    if set(sizes) == {None}:
+        return []
+    lines = []
+    for size, count in sorted(sizes.items(), key=lambda pair: pair[0] or 0.0):
+        origin = f"{size:g} Å, as given" if size else "from the header"
+        lines.append(f"voxel size {origin}: {count} tomogram{'s' * (count > 1)}")
+    return lines

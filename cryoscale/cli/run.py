@@ -41,8 +41,14 @@ def run_command(run: str, **words: Any) -> int:
     if watch:
         from cryoscale.pipeline.watch import watch_folder
 
-        return watch_folder(run, watch, lambda: drive(run, **words), once=once)
+        return watch_folder(run, watch, lambda: _watched(run, words), once=once)
     return drive(run, **words)
+
+
+def _watched(run: str, words: dict[str, Any]) -> int:
+    """Drive once more; what is to be renewed is renewed by the first drive alone, not for each new file."""
+    refit, words["refit"] = words["refit"], ()
+    return drive(run, **{**words, "refit": refit})
 
 
 def drive(

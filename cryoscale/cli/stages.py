@@ -38,9 +38,7 @@ def _training(place: str) -> str:
         return "train_encoder"
     if config.segmenter.weights is not None:
         return "train_segmenter"
-    chosen = clusters.selection(int(clusters.card["n_clusters"])) if clusters.exists else None
-    fits = chosen is not None and clusters.accepts(chosen)
-    return "train_segmenter" if fits else "train_encoder"
+    return "train_encoder" if clusters.chosen() is None else "train_segmenter"
 
 
 ingest_command = _verb("ingest", "ingest", "Turn the files of RUN into OME-Zarr pyramids.")

@@ -16,6 +16,7 @@ from cryoscale.config.sections import (
     InstancesConfig,
     PatchConfig,
     PickConfig,
+    Positive,
     ReviewConfig,
     RunSection,
     Section,
@@ -29,6 +30,7 @@ class SourceConfig(Section):
 
     name: str
     path: str
+    voxel_size_angstrom: Positive | None = None  # counts instead of the header's; `init --voxel-size` sets it
     content_id: str | None = None  # SHA-256; filled in at ingest when None
     size: int | None = None
     modified: float | None = None

@@ -25,7 +25,9 @@ class Section(BaseModel):
 class IngestConfig(Section):
     """How MRC files become OME-Zarr."""
 
-    voxel_size_angstrom: Positive | None = None  # None: from the header, an error when unset there
+    voxel_size_angstrom: Positive | None = (
+        None  # of all inputs without one of their own; None: their headers'
+    )
     contrast: Literal["auto", "dark", "bright"] = "auto"
     chunk: Annotated[int, Field(ge=8, le=512)] = 64  # voxels per side, what Zarr reads
     shard: Annotated[int, Field(ge=8, le=2048)] = 256  # voxels per side, what Zarr writes
@@ -46,7 +48,7 @@ class PickConfig(Section):
     smooth_sigma_voxels: Annotated[float, Field(ge=0)] | None = None  # paper: 2
     sigma_voxels: Positive | None = None  # paper: 5
     ratio: Annotated[float, Field(gt=1, le=10)] = 1.1  # paper: K = 1.1
-    min_distance_angstrom: Positive | None = None  # None: 2 sigma (paper) or the diameter times 0.9
+    min_distance_angstrom: Positive | None = None  # None: 2 sigma (paper); by radius 2 r / sqrt 3
     threshold: float = 3.0  # paper: t = 3 of the range rule
     threshold_rule: Literal["range", "noise", "score"] = "range"
     max_picks: Count | None = None

@@ -7,17 +7,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cryoscale.config import RunConfig
-from cryoscale.data.clusters import ClusterFolder
+from cryoscale.data.clusters import ClusterFolder, Selection
 from cryoscale.data.folder import Folder
 from cryoscale.data.rows import Encodings, Picks, count_picks, read_assignments, read_picks
 from cryoscale.data.run import Run
-from cryoscale.data.tomogram import LabelVolume, Tomogram
+from cryoscale.data.tomogram import (
+    VOXEL_SIZE_TOLERANCE,
+    LabelVolume,
+    Tomogram,
+    TomogramFacts,
+    common_voxel_size,
+)
 from cryoscale.data.weights import ModelFolder
-from cryoscale.errors import UndeclaredAccessError
+from cryoscale.errors import ConfigurationError, StateError, UndeclaredAccessError
 
 ARTIFACTS = frozenset(
     {
-        "source", "facts", "tomogram", "picks", "encodings", "encoder", "clusters", "assignments",
+        "source", "tomogram", "picks", "encodings", "encoder", "clusters", "assignments",
         "review", "selection", "segmenter", "labels", "instances",
     }
 )  # fmt: skip
@@ -32,7 +38,7 @@ class Access:
     run : Run
         The run on storage.
     config : RunConfig
-        All parameters, resolved when the driver started.
+        All parameters, resolved when the driver started; of the inputs only the unit's own.
     tomogram : str
         Name of the tomogram that the unit works on; empty for whole-data-set stages.
     tomograms : tuple of str
@@ -45,6 +51,10 @@ class Access:
         Keys and hashes of what is read, to be recorded beside the result.
     earlier : str
         Hash of an earlier clustering whose ids a re-fit keeps; empty for none.
+    chosen : Selection or None
+        The person's selection, as it was read when the unit's key was made.
+    reference : tuple of (str, float) or None
+        Where no working voxel size is set: a tomogram that all must agree with, and its voxel size, Å.
     """
 
     run: Run
@@ -56,6 +66,8 @@ class Access:
     key: str
     upstream: Mapping[str, str] = field(default_factory=dict)
     earlier: str = ""
+    chosen: Selection | None = None
+    reference: tuple[str, float] | None = None
 
     def _may(self, artifact: str, *, write: bool = False) -> None:
         allowed = {self.writes} if write else {*self.reads, self.writes}
@@ -77,15 +89,43 @@ class Access:
                 return source.model_dump()
         raise UndeclaredAccessError(f"the run has no input named '{self.tomogram}'")
 
+    def given_voxel_size(self) -> float | None:
+        """Return the voxel size, Å, that counts instead of the header's: this input's, or the whole run's."""
+        return self.source()["voxel_size_angstrom"] or self.config.ingest.voxel_size_angstrom
+
     def open_tomogram(self, tomogram: str | None = None) -> Tomogram:
         """Open a tomogram for reading."""
         self._may("tomogram")
         return Tomogram(self.run.tomogram(self._name(tomogram)))
 
     def working_level(self, tomogram: str | None = None) -> int:
-        """Return the pyramid level that stages work on."""
+        """Return the pyramid level that stages work on.
+
+        Raises
+        ------
+        ConfigurationError
+            No level has the working voxel size; or none is set, and the tomogram's voxel size is another than
+            that of the run's other tomograms.
+        """
         facts = self.open_tomogram(tomogram).facts
-        return facts.level_for(self.config.run.working_voxel_size_angstrom)
+        asked = self.config.run.working_voxel_size_angstrom
+        if asked is None and self.reference is not None:
+            self._check_agreement(facts, *self.reference)
+        return facts.level_for(asked)
+
+    def _check_agreement(self, facts: TomogramFacts, reference: str, size: float) -> None:
+        mine = facts.levels[0].voxel_size_angstrom
+        if abs(mine / size - 1) <= VOXEL_SIZE_TOLERANCE:
+            return
+        common = common_voxel_size([facts, self.open_tomogram(reference).facts])
+        raise ConfigurationError(
+            f"tomogram '{facts.name}' has a voxel size of {mine:g} Å, '{reference}' one of {size:g} Å, and "
+            "run.working_voxel_size_angstrom is not set: patches of both would not show the same.",
+            remedy="Put it into a run of its own."
+            if common is None
+            else f"Set run.working_voxel_size_angstrom = {common:g} (--set of init), or put it into a run of "
+            "its own.",
+        )
 
     def tomogram_folder(self) -> Folder:
         """Return the group of the tomogram that this stage writes."""
@@ -117,6 +157,21 @@ class Access:
         if not {"clusters", "selection", "review"} & {*self.reads, self.writes}:
             self._may("clusters")
         return self.run.clusters
+
+    def selection(self) -> Selection:
+        """Return the person's selection of clusters.
+
+        Raises
+        ------
+        StateError
+            There was none when the unit's key was made.
+        """
+        self._may("selection")
+        if self.chosen is None:
+            raise StateError(
+                "no clusters are selected.", remedy="Edit clusters/selection.toml, then run again."
+            )
+        return self.chosen
 
     def model(self, name: str) -> ModelFolder:
         """Return the folder of a model, "encoder" or "segmenter"."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,10 @@ import safetensors.numpy
 
 from cryoscale.data.folder import Folder
 from cryoscale.errors import FormatError, StateError
+
+# The safetensors names of numpy's types.
+_DTYPES = {"BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",
+           "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8"}  # fmt: skip
 
 
 def write_arrays(folder: Folder, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
@@ -28,3 +33,23 @@ def read_arrays(folder: Folder, name: str) -> dict[str, npt.NDArray[Any]]:
         raise StateError(f"{folder.path(name)} does not exist.") from error
     except safetensors.SafetensorError as error:
         raise FormatError(f"{folder.path(name)} is not a readable safetensors file: {error}.") from error
+
+
+def read_some(folder: Folder, name: str, keys: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """Read some of the named arrays and nothing else of the object; raises as `read_arrays` does."""
+    try:
+        with folder.open_read(name) as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+            return {key: _read_one(stream, 8 + length, header[key]) for key in keys}
+    except FileNotFoundError as error:
+        raise StateError(f"{folder.path(name)} does not exist.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{folder.path(name)} is not a readable safetensors file: {error}.") from error
+
+
+def _read_one(stream: Any, offset: int, entry: Mapping[str, Any]) -> npt.NDArray[Any]:
+    first, last = entry["data_offsets"]
+    stream.seek(offset + first)
+    flat = np.frombuffer(stream.read(last - first), dtype=_DTYPES[entry["dtype"]])
+    return flat.reshape(entry["shape"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -104,19 +105,49 @@ class ClusterFolder:
         return _parse(self.folder.read_bytes(name))
 
     def selection(self, n_clusters: int) -> Selection | None:
-        """Read `selection.toml`; None when it is missing or chooses nothing."""
-        if not self.folder.exists(SELECTION):
+        """Read `selection.toml`; None when it is missing or chooses nothing.
+
+        One made for another clustering may name clusters that this one does not have; `accepts` tells.
+
+        Raises
+        ------
+        ConfigurationError
+            It is not TOML, or `parse_selection` refuses it.
+        """
+        raw = self._raw_selection()
+        if raw is None:
             return None
-        try:
-            raw = self.folder.read_toml(SELECTION)
-        except StateError as error:  # a person wrote it
-            raise ConfigurationError(str(error)) from error
-        return parse_selection(raw, n_clusters, origin=self.folder.path(SELECTION))
+        most = n_clusters if not self.exists or self._fits(raw) else sys.maxsize
+        return parse_selection(raw, most, origin=self.folder.path(SELECTION))
+
+    def chosen(self) -> Selection | None:
+        """Read the selection if it was made for this clustering; None for any other, or without a clustering.
+
+        Raises
+        ------
+        ConfigurationError
+            It is for this clustering, and `selection` refuses it.
+        """
+        raw = self._raw_selection() if self.exists else None
+        if raw is None or not self._fits(raw):
+            return None
+        return parse_selection(raw, int(self.card["n_clusters"]), origin=self.folder.path(SELECTION))
 
     def accepts(self, selection: Selection) -> bool:
         """Whether a selection was made for this clustering, or for one whose ids it keeps."""
-        card = self.card
-        return selection.clustering in ("", card["centers_sha256"], *card.get("lineage", []))
+        return self._fits({"clustering": selection.clustering})
+
+    def _fits(self, raw: Mapping[str, Any]) -> bool:
+        named, card = raw.get("clustering", ""), self.card
+        return not isinstance(named, str) or named in ("", card["centers_sha256"], *card.get("lineage", []))
+
+    def _raw_selection(self) -> dict[str, Any] | None:
+        if not self.folder.exists(SELECTION):
+            return None
+        try:
+            return self.folder.read_toml(SELECTION)
+        except StateError as error:  # a person wrote it
+            raise ConfigurationError(str(error)) from error
 
 
 @dataclass(frozen=True)

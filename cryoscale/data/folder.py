@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
+import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator
@@ -16,9 +18,14 @@ from typing import Any
 import fsspec
 import tomli_w
 
-from cryoscale.errors import StateError
+from cryoscale.errors import ConfigurationError, StateError, SurroundingsError
 
 TEMPORARY, PARTIAL = ".tmp-", ".partial"  # how names of unfinished objects begin and end
+_CLIENT_ERRORS = (  # what clients of storages raise beside OSError; looked up only where they are loaded
+    ("botocore.exceptions", "BotoCoreError"), ("botocore.exceptions", "ClientError"),
+    ("aiohttp", "ClientError"), ("google.auth.exceptions", "GoogleAuthError"),
+    ("azure.core.exceptions", "AzureError"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,22 +63,36 @@ class Folder:
         """Return the full path or URL of an object."""
         return f"{self.url}/{name}" if name else self.url
 
-    def _remote(self) -> tuple[Any, str]:
-        filesystem, root = fsspec.core.url_to_fs(self.url)
-        return filesystem, root
+    @contextlib.contextmanager
+    def _remote(self) -> Iterator[tuple[Any, str]]:
+        """Yield the file system and the path in it; what its client says becomes an error of ours."""
+        try:
+            filesystem, root = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:  # not a protocol, or its package is not installed
+            raise ConfigurationError(
+                f"{self.url} cannot be reached: {str(error).rstrip('.')}.",
+                remedy="Give a path, or a URL of a storage whose fsspec package is installed.",
+            ) from error
+        try:
+            yield filesystem, root
+        except _client_errors() as error:
+            raise SurroundingsError(
+                f"{self.url}: {str(error).rstrip('.')}.",
+                remedy="Check the address, the connection and the credentials.",
+            ) from error
 
     def read_bytes(self, name: str) -> bytes:
         """Return a whole object; raises `FileNotFoundError` when there is none."""
         if self.is_local:
             return Path(self.path(name)).read_bytes()
-        filesystem, root = self._remote()
-        return bytes(filesystem.cat_file(f"{root}/{name}"))
+        with self._remote() as (filesystem, root):
+            return bytes(filesystem.cat_file(f"{root}/{name}"))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a whole object so that readers see the old one or the new one, never a part."""
         if not self.is_local:
-            filesystem, root = self._remote()
-            filesystem.pipe_file(f"{root}/{name}", data)
+            with self._remote() as (filesystem, root):
+                filesystem.pipe_file(f"{root}/{name}", data)
             return
         target = Path(self.path(name))
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -88,12 +109,67 @@ class Folder:
                 os.unlink(temporary)
             raise
 
+    def create_bytes(self, name: str, data: bytes) -> bool:
+        """Write a whole object unless there is one; say whether it was written.
+
+        On a local path one of several writers wins, whatever happens. Object stores promise less: there the
+        last of several writers at one moment wins, so read again after a while who it was.
+        """
+        if not self.is_local:
+            if self.exists(name):
+                return False
+            self.write_bytes(name, data)
+            return True
+        target = Path(self.path(name))
+        temporary = f"{TEMPORARY}{os.getpid()}-{next(_numbers)}{PARTIAL}"
+        self.child(*name.split("/")[:-1]).write_bytes(temporary, data)
+        beside = target.parent / temporary
+        try:
+            os.link(beside, target)  # a new name for a whole file: never seen half written
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without hard links
+            try:
+                with target.open("xb") as stream:
+                    stream.write(data)
+            except FileExistsError:
+                return False
+        finally:
+            beside.unlink(missing_ok=True)
+        return True
+
+    def take(self, name: str, data: bytes) -> bool:
+        """Remove an object if it still holds `data`; say whether this call removed it.
+
+        On a local path only one of several callers removes it, and none removes what another wrote since.
+        """
+        if not self.is_local:
+            self.delete(name)
+            return True
+        target = Path(self.path(name))
+        beside = target.parent / f"{TEMPORARY}{os.getpid()}-{next(_numbers)}{PARTIAL}"
+        try:
+            target.rename(beside)
+        except FileNotFoundError:
+            return False
+        try:
+            if beside.read_bytes() == data:
+                return True
+            try:  # somebody was faster: his goes back
+                os.link(beside, target)
+            except OSError:
+                if not target.exists():
+                    beside.rename(target)
+            return False
+        finally:
+            beside.unlink(missing_ok=True)
+
     def exists(self, name: str = "") -> bool:
         """Whether an object or folder of this name exists."""
         if self.is_local:
             return Path(self.path(name)).exists()
-        filesystem, root = self._remote()
-        return bool(filesystem.exists(f"{root}/{name}" if name else root))
+        with self._remote() as (filesystem, root):
+            return bool(filesystem.exists(f"{root}/{name}" if name else root))
 
     def delete(self, name: str = "") -> None:
         """Remove an object or a whole folder; it is no error when there is none."""
@@ -104,8 +180,7 @@ class Folder:
             else:
                 target.unlink(missing_ok=True)
             return
-        filesystem, root = self._remote()
-        with contextlib.suppress(FileNotFoundError):
+        with self._remote() as (filesystem, root), contextlib.suppress(FileNotFoundError):
             filesystem.rm(f"{root}/{name}" if name else root, recursive=True)
 
     def names(self, under: str = "") -> list[str]:
@@ -117,18 +192,18 @@ class Folder:
             place = Path(self.path(under))
             names = sorted(entry.name for entry in place.iterdir()) if place.is_dir() else []
             return [n for n in names if not (n.startswith(TEMPORARY) and n.endswith(PARTIAL))]
-        filesystem, root = self._remote()
-        place_url = f"{root}/{under}" if under else root
-        if not filesystem.exists(place_url):
-            return []
-        entries = filesystem.ls(place_url, detail=False)
+        with self._remote() as (filesystem, root):
+            place_url = f"{root}/{under}" if under else root
+            if not filesystem.exists(place_url):
+                return []
+            entries = filesystem.ls(place_url, detail=False)
         return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries)
 
     def size_bytes(self) -> int:
         """Return the bytes that all objects below take."""
         if not self.is_local:
-            filesystem, root = self._remote()
-            return int(filesystem.du(root)) if filesystem.exists(root) else 0
+            with self._remote() as (filesystem, root):
+                return int(filesystem.du(root)) if filesystem.exists(root) else 0
         total = 0
         for folder, _, files in os.walk(self.url):
             for name in files:
@@ -146,8 +221,14 @@ class Folder:
         return shutil.disk_usage(place).free
 
     def read_json(self, name: str) -> Any:
-        """Read an object as JSON."""
-        return json.loads(self.read_bytes(name))
+        """Read an object as JSON; raises `StateError` that names it when it is not."""
+        try:
+            return json.loads(self.read_bytes(name))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise StateError(
+                f"{self.path(name)} is damaged: {error}.",
+                remedy="Remove the file; what it recorded is done again.",
+            ) from error
 
     def write_json(self, name: str, value: Any) -> None:
         """Write an object as JSON with sorted keys."""
@@ -171,8 +252,17 @@ class Folder:
             with open(self.path(name), "rb") as stream:
                 yield stream
         else:
-            with fsspec.open(self.path(name), "rb") as stream:
+            with self._remote() as (filesystem, root), filesystem.open(f"{root}/{name}", "rb") as stream:
                 yield stream
+
+
+_numbers = itertools.count()
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    """List the exceptions that are not `OSError` of the storage clients that are loaded."""
+    loaded = ((sys.modules.get(module), name) for module, name in _CLIENT_ERRORS)
+    return tuple(getattr(module, name) for module, name in loaded if hasattr(module, name))
 
 
 def _umask() -> int:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -179,6 +179,15 @@ class UnitLedger:
         self.flush()
         self.folder.write_json("failed.json", {"reason": reason, "finished": time.time()})
 
+    def failures(self) -> list[dict[str, Any]]:
+        """List `block` and `reason` of each quarantined block, or of the whole unit."""
+        if not self.folder.exists("failed.json"):
+            return []
+        marks = [mark for mark in self._read_marks() if mark.status == "quarantined"]
+        if marks:
+            return [{"block": mark.block, "reason": mark.reason} for mark in marks]
+        return [{"block": "", "reason": self.folder.read_json("failed.json")["reason"]}]
+
     def state(self) -> UnitState:
         """Say how far the unit is."""
         sealed = self.sealed
@@ -229,3 +238,33 @@ def unit_states(ledger: Folder) -> list[UnitState]:
                 except FileNotFoundError:  # the driver moved on between our two looks
                     continue
     return states
+
+
+def recorded_failures(
+    ledger: Folder, stages: Iterable[str], tomograms: Collection[str]
+) -> list[dict[str, Any]]:
+    """List the failures that the ledger holds of some stages, for those that a driver does not look at.
+
+    Parameters
+    ----------
+    ledger : Folder
+        `RUN/ledger/units`.
+    stages : iterable of str
+        Their names; the rows come in this order.
+    tomograms : collection of str
+        Names of the run's tomograms; units of others are left out.
+
+    Returns
+    -------
+    rows : list of dict
+        stage, tomogram (empty for the whole data set), block (empty for the whole unit), reason.
+    """
+    rows: list[dict[str, Any]] = []
+    for stage in stages:
+        for unit in ledger.names(stage):
+            if unit != ALL and unit not in tomograms:
+                continue
+            where = {"stage": stage, "tomogram": "" if unit == ALL else unit}
+            for key in ledger.names(f"{stage}/{unit}"):
+                rows += [{**where, **row} for row in UnitLedger(ledger, stage, unit, key).failures()]
+    return rows

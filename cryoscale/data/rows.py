@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import zarr
 
 from cryoscale.data.folder import Folder
 from cryoscale.data.pyramid import open_store
-from cryoscale.data.tables import Table, count_rows, read_table, write_table
+from cryoscale.data.tables import Table, count_rows, read_notes, read_table, write_table
 from cryoscale.errors import LayoutError, StateError
 
 ROWS_PER_BLOCK = 4096  # rows of an encode block and of a shard of the encodings
@@ -40,9 +41,17 @@ class Picks:
         return {"z": z, "y": y, "x": x, "score": self.scores_N.astype(np.float32)}
 
 
-def write_picks(folder: Folder, tomogram: str, picks: Picks) -> None:
+def write_picks(
+    folder: Folder, tomogram: str, picks: Picks, *, notes: Mapping[str, str] | None = None
+) -> None:
     """Write `picks/<tomogram>.parquet`; the rows are expected in their final order."""
-    write_table(folder, f"{tomogram}.parquet", picks.to_table(), notes={"unit": "angstrom", "axes": "zyx"})
+    notes = {"unit": "angstrom", "axes": "zyx", **(notes or {})}
+    write_table(folder, f"{tomogram}.parquet", picks.to_table(), notes=notes)
+
+
+def read_pick_notes(folder: Folder, tomogram: str) -> dict[str, str]:
+    """Return what is noted beside the picks of a tomogram, touching metadata only."""
+    return read_notes(folder, f"{tomogram}.parquet")
 
 
 def read_picks(folder: Folder, tomogram: str) -> Picks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import json
 import os
 import socket
 import threading
@@ -21,6 +22,7 @@ from cryoscale.data.weights import ModelFolder
 from cryoscale.errors import ConfigurationError, StateError, SurroundingsError
 
 STALE_LOCK_SECONDS = 120.0
+SETTLE_SECONDS = 0.5  # on an object store: how long another driver may take to write its name over ours
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,28 @@ class Run:
 
     @property
     def config(self) -> RunConfig:
-        """Read and validate `run.toml`."""
-        text = self.folder.read_bytes("run.toml").decode()
-        return load_config(text, origin=self.folder.path("run.toml"))
+        """Read and validate `run.toml`.
+
+        Raises
+        ------
+        ConfigurationError
+            It is not UTF-8, or `load_config` refuses it.
+        SurroundingsError
+            It cannot be read.
+        """
+        place = self.folder.path("run.toml")
+        try:
+            text = self.folder.read_bytes("run.toml").decode()
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(
+                f"{place} is not UTF-8 text: {error.reason} at byte {error.start}.",
+                remedy="Save it as UTF-8.",
+            ) from error
+        except OSError as error:
+            raise SurroundingsError(
+                f"{place} cannot be read: {error.strerror or error}.", remedy="Check its permissions."
+            ) from error
+        return load_config(text, origin=place)
 
     def save_config(self, config: RunConfig) -> None:
         """Write `run.toml`; raises `SurroundingsError` when the place cannot be written."""
@@ -136,6 +157,9 @@ class Run:
             lock.release()
 
 
+LOCK = "driver.json"
+
+
 class DriverLock:
     """`ledger/driver.json`, renewed by a thread of its own, so that a task of hours is no silence."""
 
@@ -146,16 +170,32 @@ class DriverLock:
         self._taken_by: dict[str, Any] | None = None
 
     def acquire(self) -> None:
-        """Take the lock, or raise `ConfigurationError` when a living driver holds it."""
-        holder = self._holder()
+        """Take the lock, or raise `ConfigurationError` when a living driver holds it.
+
+        Of several drivers that start at one moment, one gets it. Object stores may let several write: there
+        the last one has it, and each looks again after a moment who that is.
+        """
+        while not self.folder.create_bytes(LOCK, self._record()):
+            try:
+                found = self.folder.read_bytes(LOCK)
+            except FileNotFoundError:
+                continue
+            self._refuse_if_alive(_as_holder(found))
+            self.folder.take(LOCK, found)
+        if not self.folder.is_local:
+            self._ended.wait(SETTLE_SECONDS)
+            holder = self._holder()
+            if holder and not self._mine(holder):
+                self._refuse_if_alive(holder)
+        self._thread = threading.Thread(target=self._keep, name="cryoscale-lock", daemon=True)
+        self._thread.start()
+
+    def _refuse_if_alive(self, holder: dict[str, Any] | None) -> None:
         if holder and self._alive(holder):
             raise ConfigurationError(
                 f"another driver works on this run: process {holder['pid']} on {holder['host']}.",
                 remedy=f"Wait for it, or stop it; a lock silent for {STALE_LOCK_SECONDS:g} s is ignored.",
             )
-        self._beat()
-        self._thread = threading.Thread(target=self._keep, name="cryoscale-lock", daemon=True)
-        self._thread.start()
 
     def heartbeat(self) -> None:
         """Raise `StateError` when another driver took the run over; cheap to call often."""
@@ -173,7 +213,7 @@ class DriverLock:
             self._thread.join()
         holder = self._holder()
         if holder and self._mine(holder):
-            self.folder.delete("driver.json")
+            self.folder.delete(LOCK)
 
     def _keep(self) -> None:
         while not self._ended.wait(STALE_LOCK_SECONDS / 6):
@@ -185,15 +225,17 @@ class DriverLock:
                 self._beat()
 
     def _beat(self) -> None:
-        self.folder.write_json("driver.json", {**_this_process(), "heartbeat": time.time()})
+        self.folder.write_bytes(LOCK, self._record())
+
+    @staticmethod
+    def _record() -> bytes:
+        return json.dumps({**_this_process(), "heartbeat": time.time()}, sort_keys=True).encode()
 
     def _holder(self) -> dict[str, Any] | None:
         try:
-            holder = self.folder.read_json("driver.json")
-        except (ValueError, FileNotFoundError):
+            return _as_holder(self.folder.read_bytes(LOCK))
+        except FileNotFoundError:
             return None
-        whole = isinstance(holder, dict) and {"host", "pid", "heartbeat"} <= holder.keys()
-        return holder if whole else None
 
     @staticmethod
     def _mine(holder: dict[str, Any]) -> bool:
@@ -205,6 +247,16 @@ class DriverLock:
             begun = process_begun(int(holder["pid"]))
             return begun != "" and holder.get("begun", begun) == begun
         return bool(time.time() - float(holder["heartbeat"]) < STALE_LOCK_SECONDS)
+
+
+def _as_holder(data: bytes) -> dict[str, Any] | None:
+    """Parse a lock; None when it is torn."""
+    try:
+        holder = json.loads(data)
+    except ValueError:
+        return None
+    whole = isinstance(holder, dict) and {"host", "pid", "heartbeat"} <= holder.keys()
+    return holder if whole else None
 
 
 def _this_process() -> dict[str, Any]:

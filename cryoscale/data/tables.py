@@ -54,9 +54,26 @@ def read_table(folder: Folder, name: str) -> Table:
 
 
 def count_rows(folder: Folder, name: str) -> int:
-    """Return the number of rows without reading the columns."""
-    with folder.open_read(name) as stream:
-        return int(pq.read_metadata(stream).num_rows)
+    """Return the number of rows without reading the columns; raises `StateError` as `read_table` does."""
+    try:
+        with folder.open_read(name) as stream:
+            return int(pq.read_metadata(stream).num_rows)
+    except FileNotFoundError as error:
+        raise StateError(f"{folder.path(name)} does not exist.") from error
+    except pa.ArrowInvalid as error:
+        raise StateError(f"{folder.path(name)} is not a readable parquet file: {error}.") from error
+
+
+def read_notes(folder: Folder, name: str) -> dict[str, str]:
+    """Return the notes that a table was written with, without reading its columns; raises `StateError`."""
+    try:
+        with folder.open_read(name) as stream:
+            notes = pq.read_schema(stream).metadata or {}
+    except FileNotFoundError as error:
+        raise StateError(f"{folder.path(name)} does not exist.") from error
+    except pa.ArrowInvalid as error:
+        raise StateError(f"{folder.path(name)} is not a readable parquet file: {error}.") from error
+    return {key.decode(): value.decode() for key, value in notes.items()}
 
 
 def concatenate(tables: list[Table]) -> Table:

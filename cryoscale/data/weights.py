@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 WEIGHTS = "weights.safetensors"
 CARD = "model.toml"
 CHECKPOINT = "checkpoint.safetensors"
+PROGRESS = "progress.json"
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """`models/<name>/`: weights.safetensors, model.toml, history.parquet, and a checkpoint while training."""
+    """`models/<name>/`: weights, card, history; a checkpoint and its progress while training."""
 
     folder: Folder
 
@@ -39,8 +40,42 @@ class ModelFolder:
         self.folder.write_bytes(WEIGHTS, data)
         write_table(self.folder, "history.parquet", history)
         self.folder.write_toml(CARD, {**card, "weights_sha256": digest})
-        self.folder.delete(CHECKPOINT)
+        self.end_training()
         return digest
+
+    def write_progress(self, progress: Mapping[str, Any]) -> None:
+        """Write how far a training is, for people and for `status`; removed when the model is saved."""
+        self.folder.write_json(PROGRESS, dict(progress))
+
+    @property
+    def progress(self) -> dict[str, Any] | None:
+        """How far a training is, or None when there is none going on (or none that was killed)."""
+        try:
+            found = self.folder.read_json(PROGRESS)
+        except (FileNotFoundError, StateError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def end_training(self) -> None:
+        """Remove what only an unfinished training needs."""
+        self.folder.delete(CHECKPOINT)
+        self.folder.delete(PROGRESS)
+
+    def finished(self, key: str) -> dict[str, Any] | None:
+        """Return the card of an undamaged model that was made for a key, or None.
+
+        A run that was killed after a training and before its seal finds the work of hours here.
+        """
+        if not self.exists:
+            return None
+        try:
+            card = self.card
+            if card.get("key") != key:
+                return None
+            self.load()
+        except (OSError, StateError, FormatError):
+            return None
+        return card
 
     @property
     def exists(self) -> bool:
@@ -102,6 +137,10 @@ class ModelCheckpoint:
         notes = {"key": self.key, "progress": json.dumps(state["progress"], sort_keys=True)}
         tensors = {name: value for name, value in state.items() if name != "progress"}
         self.folder.write_bytes(CHECKPOINT, safetensors.torch.save(tensors, metadata=notes))
+
+    def drop(self) -> None:
+        """Remove the state, so that the training begins anew."""
+        self.folder.delete(CHECKPOINT)
 
     def load(self) -> dict[str, Any] | None:
         """Read the state, or None when there is none of this key."""

@@ -162,8 +162,7 @@ def _accept(run: Run, bus: EventBus) -> None:
     clusters = run.clusters
     if not clusters.exists or not clusters.folder.exists(SUGGESTION):
         return
-    chosen = clusters.selection(int(clusters.card["n_clusters"]))
-    if chosen is not None and clusters.accepts(chosen):
+    if clusters.chosen() is not None:
         return
     suggestion = clusters.folder.read_toml(SUGGESTION)
     if suggestion.get("clustering") != clusters.card["centers_sha256"]:
@@ -174,26 +173,57 @@ def _accept(run: Run, bus: EventBus) -> None:
             "the suggestion selects no cluster: no decoded centre looks like an object.",
             remedy="Look at the contact sheets and write clusters/selection.toml by hand.",
         )
+    if clusters.folder.exists(SELECTION):  # a person's work for another clustering
+        clusters.folder.write_bytes("selection-earlier.toml", clusters.folder.read_bytes(SELECTION))
     clusters.folder.write_toml(SELECTION, plain)
     bus.emit(Message(text="took the suggested selection (clusters/suggestion.toml)"))
 
 
 def _generations(run: Run, config: RunConfig, options: Options) -> dict[str, Any]:
-    """Read how often each fit was renewed; renew those asked for, keeping cluster ids if that makes sense."""
+    """Read how often each fit was renewed; renew those asked for, keeping cluster ids if that makes sense.
+
+    A request is one until all its fits are sealed: given again after a kill, it goes on where it was.
+    """
     folder = run.folder.child("ledger")
     known: dict[str, Any] = folder.read_json(REFITS) if folder.exists(REFITS) else {}
     fits = [step.name for step in steps_for(config) if step.fit]
-    for name in options.refit:
+    asked = sorted(set(options.refit))
+    for name in asked:
         if name not in fits:
             raise ConfigurationError(f"'{name}' cannot be re-fitted; the fits are {', '.join(fits)}.")
-        entry: dict[str, Any] = {"generation": known.get(name, {}).get("generation", 0) + 1}
-        same_space = "train_encoder" not in options.refit  # centres of two encoders cannot be compared
-        if name == "cluster" and same_space and run.clusters.exists:
-            entry["earlier"] = run.clusters.keep_earlier()
-        known[name] = entry
-    if options.refit:
+    sealed = {name: _sealed_keys(run, name) for name in asked}
+    pending = {
+        name for name in asked if name in known and sealed[name] <= set(known[name].get("replaces", ()))
+    }
+    if pending and all(known.get(name, {}).get("together") == asked for name in asked):
+        return known
+    for name in asked:
+        if name not in pending:
+            known[name] = {
+                "generation": known.get(name, {}).get("generation", 0) + 1,
+                "replaces": sorted(sealed[name]),
+                **(_kept_ids(run) if name == "cluster" else {}),
+            }
+        known[name]["together"] = asked
+    if asked:
         folder.write_json(REFITS, known)
     return known
+
+
+def _kept_ids(run: Run) -> dict[str, str]:
+    """Put the present clustering aside for a renewed one, with the encoder whose latent space it is of."""
+    if not run.clusters.exists:
+        return {}
+    space = run.clusters.card.get("encoder", "")
+    if not space and run.model("encoder").exists:  # a card that does not say
+        space = run.model("encoder").card["weights_sha256"]
+    return {"earlier": run.clusters.keep_earlier(), "space": str(space)}
+
+
+def _sealed_keys(run: Run, name: str) -> set[str]:
+    """Return the keys under which a fit is sealed: one, or none."""
+    keys = run.ledger.names(f"{name}/{ALL}")
+    return {key for key in keys if UnitLedger(run.ledger, name, ALL, key).sealed is not None}
 
 
 def _forget_quarantined(run: Run) -> None:

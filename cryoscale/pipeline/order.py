@@ -86,7 +86,7 @@ def steps_for(config: RunConfig) -> list[Step]:
         Step(
             PickStage(),
             ("ingest",),
-            lambda c: [c.pick, c.run.working_voxel_size_angstrom, patch.box],
+            lambda c: [c.pick, c.run.working_voxel_size_angstrom, patch],
             outside=lambda c: [c.pick.mask, c.pick.positions],
         ),
         Step(
@@ -126,7 +126,7 @@ def steps_for(config: RunConfig) -> list[Step]:
         Step(
             SegmentStage(),
             segment_after,
-            lambda c: [c.segment, patch],
+            lambda c: [c.segment, patch, *([c.segmenter.level] if drawn else [])],
             chosen=not (given_segmenter and config.segment.mode == "dense"),
             behind=("review",) if drawn else (),
         ),

@@ -152,7 +152,7 @@ def _facts(survey: Survey, tomogram: str, known: dict[str, Any]) -> TomogramFact
 
 def _facts_from_header(config: RunConfig, tomogram: str) -> TomogramFacts:
     source = next(s for s in config.inputs if s.name == tomogram)
-    asked = config.ingest.voxel_size_angstrom
+    asked = source.voxel_size_angstrom or config.ingest.voxel_size_angstrom
     header = read_header(source.path, ignore_voxel_size=asked is not None)
     size = asked or header.voxel_size_angstrom
     if size is None:
@@ -189,11 +189,9 @@ class _HeaderAccess(Access):
         real = super().model(name)
         return real if real.exists else _Foretold(card=_ASSUMED_CARD)
 
-    def clusters(self) -> Any:
-        real = super().clusters()
-        if real.exists and real.selection(int(real.card["n_clusters"])) is not None:
-            return real
-        return _Foretold(card={"n_clusters": 0}, selection=lambda _: _Foretold(**_ASSUMED_CLASSES))
+    def selection(self) -> Any:
+        self._may("selection")
+        return self.chosen or _Foretold(**_ASSUMED_CLASSES)
 
 
 _ASSUMED_CLASSES = {

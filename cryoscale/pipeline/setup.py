@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from cryoscale.config import RunConfig, apply_settings
@@ -18,17 +19,37 @@ def initial_config(place: str, settings: list[str]) -> RunConfig:
     return apply_settings(config, settings)
 
 
-def add_inputs(config: RunConfig, patterns: list[str]) -> tuple[RunConfig, list[str]]:
+def add_inputs(
+    config: RunConfig, patterns: list[str], *, voxel_size_angstrom: float | None = None
+) -> tuple[RunConfig, list[str]]:
     """Add the files that patterns name; files that are inputs already stay as they are.
+
+    Parameters
+    ----------
+    config : RunConfig
+        What the run was asked so far.
+    patterns : list of str
+        Paths and globs.
+    voxel_size_angstrom : float, optional
+        Counts instead of the headers of the files that are new or, when none is, of all that are named: a
+        later batch never takes the valid headers of an earlier one away.
+
+    Returns
+    -------
+    config, added : RunConfig, list of str
+        The configuration with the inputs, and the names of the new ones.
 
     Raises
     ------
     ConfigurationError
-        No file matches, or two files would get the same name.
+        No file matches, two files would get the same name, or the voxel size is not positive.
     """
+    if voxel_size_angstrom is not None and not 0 < voxel_size_angstrom < math.inf:
+        raise ConfigurationError(f"a voxel size of {voxel_size_angstrom:g} Å cannot be; it must be positive.")
     known = {source.name: source for source in config.inputs}
     added = []
-    for name, path in names_for(expand_inputs(patterns)).items():
+    named = names_for(expand_inputs(patterns))
+    for name, path in named.items():
         place = str(path.absolute())
         if name in known and known[name].path != place:
             raise ConfigurationError(
@@ -38,6 +59,9 @@ def add_inputs(config: RunConfig, patterns: list[str]) -> tuple[RunConfig, list[
         if name not in known:
             known[name] = SourceConfig(name=name, path=place)
             added.append(name)
+    if voxel_size_angstrom is not None:
+        for name in added or named:
+            known[name] = known[name].model_copy(update={"voxel_size_angstrom": voxel_size_angstrom})
     return config.model_copy(update={"inputs": tuple(known[n] for n in sorted(known))}), added
 
 

@@ -7,19 +7,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cryoscale.config import RunConfig
-from cryoscale.config.run import parameters_key
+from cryoscale.config.run import SourceConfig, parameters_key
 from cryoscale.data.access import Access
 from cryoscale.data.clusters import Selection
 from cryoscale.data.folder import Folder
 from cryoscale.data.ledger import ALL, Mark, UnitLedger
 from cryoscale.data.run import Run
 from cryoscale.data.weights import ModelFolder
+from cryoscale.errors import ConfigurationError
 from cryoscale.formats.inputs import source_exists, source_stamp
 from cryoscale.geometry import Block
 from cryoscale.pipeline.order import Step
 from cryoscale.stages.base import Plan
 
 TERMINAL = frozenset({"sealed", "failed", "blocked", "waiting"})
+MEASURED, COMPARED = (
+    "ingest",
+    "pick",
+)  # where voxel sizes become known, and the first step that needs them alike
+MOST_LOOKED_AT = 32  # tomograms with picks of which one is looked for whose picks still hold
 
 
 @dataclass
@@ -36,7 +42,6 @@ class Unit:
     key: str = ""
     identity: str = ""
     reason: str = ""
-    fitted: tuple[str, ...] = ()
     ledger: UnitLedger | None = None
     access: Access | None = None
     plan: Plan | None = None
@@ -83,12 +88,17 @@ class UnitGraph:
         self.run, self.config, self.steps = run, config, steps
         self.generations = generations
         self.by_step = {step.name: step for step in steps}
-        self.tomograms = sorted(source.name for source in config.inputs)
+        self.sources: dict[str, SourceConfig] = {source.name: source for source in config.inputs}
+        self.tomograms = sorted(self.sources)
         self.units: dict[tuple[str, str], Unit] = {}
         for step in steps:
             for tomogram in self.tomograms if step.scope == "tomogram" else [ALL]:
                 self.units[step.name, tomogram] = Unit(step, tomogram)
-        self._chains: dict[str, str] = {}
+        self._looked_for_picks = False
+        self._reference: tuple[str, float] | None = None
+        self._reference_settled = False
+        self._reference_told = False
+        self._selection: Selection | None = None  # as it was when the first unit passed the gate
 
     # -- readiness ------------------------------------------------------------------------------------------
 
@@ -119,6 +129,9 @@ class UnitGraph:
                 found.append(self.units[step.name, unit.tomogram])
             else:
                 found += [self.units[step.name, tomogram] for tomogram in self.tomograms]
+        if unit.step.name == MEASURED and not self._reference_told and self.reference_settled:
+            self._reference_told = True
+            found += [self.units[COMPARED, name] for name in self.tomograms if (COMPARED, name) in self.units]
         return [other for other in found if other.state == "pending"]
 
     def fit_set(self, step: Step) -> list[str]:
@@ -135,9 +148,17 @@ class UnitGraph:
             u.state != "sealed" for n in self._upstream_fits(unit.step) for u in [self.units[n, ALL]]
         ):
             return False
-        return (
-            UnitLedger(self.run.ledger, unit.step.name, unit.tomogram, self.key_of(unit)).sealed is not None
-        )
+        chosen = None
+        if unit.step.chosen:
+            try:
+                chosen = self._selection or self.run.clusters.chosen()
+            except ConfigurationError:  # the unit's own gate says so
+                return False
+        key = self.key_of(unit, chosen) if chosen or not unit.step.chosen else ""
+        if not key or UnitLedger(self.run.ledger, *unit.name, key).sealed is None:
+            return False
+        self._selection = chosen or self._selection
+        return True
 
     def _upstream_fits(self, step: Step) -> list[str]:
         names: list[str] = []
@@ -160,7 +181,11 @@ class UnitGraph:
         if unit.step.scope == "tomogram":
             if any(u.state in ("failed", "blocked", "waiting") for u in own):
                 return "blocked"
-            return "yes" if all(u.state == "sealed" for u in inputs) else "no"
+            if any(u.state != "sealed" for u in inputs):
+                return "no"
+            if unit.step.name != COMPARED or self.reference_settled:
+                return "yes"
+            return "yes" if UnitLedger(self.run.ledger, *unit.name, self.key_of(unit)).sealed else "no"
         if any(u.state not in TERMINAL for u in own) or any(u.state != "sealed" for u in shared):
             return "no"
         if own and not self.usable(unit):
@@ -176,15 +201,74 @@ class UnitGraph:
                 good.append(tomogram)
         return good
 
+    # -- voxel size -----------------------------------------------------------------------------------------
+
+    @property
+    def reference_settled(self) -> bool:
+        """Whether it is known which tomogram's voxel size counts where no working voxel size is set.
+
+        It is that of the first tomogram by name whose picks stand already, else of the first that can be
+        ingested. So it depends on what stands and on names, not on what is done first.
+        """
+        if self._reference_settled:
+            return True
+        if self.config.run.working_voxel_size_angstrom is not None or COMPARED not in self.by_step:
+            self._reference_settled = self._reference_told = True
+        elif not self._looked_for_picks:
+            self._looked_for_picks = True
+            self._reference = self._standing_reference()
+            self._reference_settled = self._reference_told = self._reference is not None
+        return self._reference_settled or self._settle_by_name()
+
+    def _settle_by_name(self) -> bool:
+        for name in self.tomograms:
+            unit = self.units[MEASURED, name]
+            if unit.state not in TERMINAL:
+                return False
+            if unit.state == "sealed" and (size := unit.value.get("voxel_size_angstrom")):
+                self._reference = (name, float(size))
+                break
+        self._reference_settled = True
+        return True
+
+    def _standing_reference(self) -> tuple[str, float] | None:
+        """Return a tomogram whose picks stand under its present key, and its voxel size."""
+        known = set(self.run.ledger.names(COMPARED))
+        steps = self.steps[: self.steps.index(self.by_step[COMPARED]) + 1]
+        for name in [name for name in self.tomograms if name in known][:MOST_LOOKED_AT]:
+            alone = self.config.model_copy(update={"inputs": (self.sources[name],)})
+            graph = UnitGraph(self.run, alone, steps, self.generations)
+            if all(map(graph._take_sealed, graph.units.values())):
+                return name, float(graph.units[MEASURED, name].value["voxel_size_angstrom"])
+        return None
+
+    def _take_sealed(self, unit: Unit) -> bool:
+        """Take over what the ledger says of a unit whose inputs stand; say whether it is sealed."""
+        unit.key = self.key_of(unit)
+        sealed = UnitLedger(self.run.ledger, *unit.name, unit.key).sealed
+        if sealed is None:
+            return False
+        unit.state, unit.value = "sealed", sealed["value"]
+        unit.identity = str(unit.value.get("hash", unit.key))
+        return True
+
     # -- keys -----------------------------------------------------------------------------------------------
 
     def key_of(self, unit: Unit, selection: Selection | None = None) -> str:
-        """Hash what the unit's artifact depends on; its inputs must be sealed (fits: only earlier fits)."""
+        """Hash what the unit's artifact depends on; its inputs must be sealed (fits: only earlier fits).
+
+        A unit that needs a selection takes the one given, else the run's.
+
+        Raises
+        ------
+        ConfigurationError
+            The unit needs a selection, and that of the run cannot be used.
+        """
         step = unit.step
         if step.name == "identify" and (known := self._known_key(unit.tomogram)):
             return known
         parts: list[Any] = [step.name, step.stage.version, step.parameters(self.config)]
-        parts.append(self.generations.get(step.name, {}))
+        parts.append(self._generation(step.name))
         if outside := self._outside(unit):
             parts.append(outside)
         if step.chosen or step.fit:
@@ -200,7 +284,21 @@ class UnitGraph:
                 )
         if step.name == "identify":
             parts.append(self._source_stamp(unit.tomogram))
+        if step.name == MEASURED and (given := self.sources[unit.tomogram].voxel_size_angstrom):
+            parts.append(given)
         return parameters_key(parts)
+
+    def _generation(self, name: str) -> dict[str, Any]:
+        """Return how often a fit was renewed and the clustering whose ids it keeps.
+
+        Ids are kept only within one latent space: centres of two encoders cannot be compared.
+        """
+        entry = dict(self.generations.get(name, {}))
+        space = entry.get("space")
+        kept = {key: entry[key] for key in ("generation", "earlier") if key in entry}
+        if not space or space != self.units["train_encoder", ALL].identity:
+            kept.pop("earlier", None)
+        return kept
 
     def _chain(self, name: str) -> str:
         """Hash the parameters of a step and of all before it: what a fit depends on beside its tomograms."""
@@ -211,7 +309,7 @@ class UnitGraph:
         return parameters_key(parts, [self._chain(earlier) for earlier in step.after])
 
     def _source_stamp(self, tomogram: str) -> list[Any]:
-        source = next(s for s in self.config.inputs if s.name == tomogram)
+        source = self.sources[tomogram]
         try:
             return [source.path, *source_stamp(source.path)]
         except OSError:
@@ -219,7 +317,7 @@ class UnitGraph:
 
     def _known_key(self, tomogram: str) -> str | None:
         """Return the sealed key of a source that is gone but was ingested before: nothing is lost then."""
-        source = next(s for s in self.config.inputs if s.name == tomogram)
+        source = self.sources[tomogram]
         if source_exists(source.path):
             return None
         for key in self.run.ledger.names(f"identify/{tomogram}"):
@@ -243,33 +341,54 @@ class UnitGraph:
         return unit.outside
 
     def selection(self) -> Selection | None:
-        """Read the person's selection if it fits the present clustering; None otherwise."""
-        clusters = self.run.clusters
-        if not clusters.exists:
-            return None
-        chosen = clusters.selection(int(clusters.card["n_clusters"]))
-        return chosen if chosen is not None and clusters.accepts(chosen) else None
+        """Return the person's selection if it fits the present clustering; None otherwise.
+
+        Once there is one it stays the same for as long as this graph is at work, whatever a person edits
+        meanwhile: keys and results of all units that need it are of one selection.
+
+        Raises
+        ------
+        ConfigurationError
+            It is for the present clustering and cannot be used.
+        """
+        if self._selection is None:
+            self._selection = self.run.clusters.chosen()
+        return self._selection
 
     # -- access ---------------------------------------------------------------------------------------------
 
     def access_for(self, unit: Unit) -> Access:
-        """Make the grant with which a unit's stage works."""
-        stage = unit.step.stage
+        """Make the grant with which a unit's stage works; small, since it travels with every task.
+
+        Raises
+        ------
+        ConfigurationError
+            The unit needs a selection, none was read yet, and that of the run cannot be used.
+        """
+        stage, whole = unit.step.stage, unit.tomogram == ALL
+        read = self.inputs_of(unit)
+        if unit.step.fit:
+            direct = {u.step.name for u in read}
+            behind = set(self._upstream_fits(unit.step)) - direct
+            read += [self.units[name, ALL] for name in sorted(behind)]
         upstream = {
             f"{u.step.name}/{u.tomogram}" if u.tomogram != ALL else u.step.name: u.identity
-            for u in self.inputs_of(unit)
+            for u in read
             if u.state == "sealed"
         }
+        inputs = () if whole else (self.sources[unit.tomogram],)
         return Access(
             run=self.run,
-            config=self.config,
-            tomogram="" if unit.tomogram == ALL else unit.tomogram,
-            tomograms=tuple(self.usable(unit)) if unit.step.scope == "all" else (),
+            config=self.config.model_copy(update={"inputs": inputs}),
+            tomogram="" if whole else unit.tomogram,
+            tomograms=tuple(self.usable(unit)) if whole else (),
             reads=stage.reads,
             writes=stage.writes,
             key=unit.key,
             upstream=upstream,
-            earlier=str(self.generations.get(unit.step.name, {}).get("earlier", "")),
+            earlier=str(self._generation(unit.step.name).get("earlier", "")),
+            chosen=self.selection() if unit.step.chosen else None,
+            reference=self._reference if self.reference_settled else None,
         )
 
 

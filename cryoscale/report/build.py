@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from cryoscale.config import RunConfig
 from cryoscale.config.run import parameters_key
 from cryoscale.data.folder import Folder
 from cryoscale.data.run import Run
-from cryoscale.errors import ConfigurationError
+from cryoscale.errors import ConfigurationError, StateError
 from cryoscale.report.clusters import make_sheets, read_all_assignments
 from cryoscale.report.collect import StageName, Summary, summarise
 from cryoscale.report.groups import Groups, groups_for
@@ -137,7 +136,7 @@ def _read_made(folder: Folder) -> dict[str, str]:
     """Read what the pages were made of; anything unreadable means that all are made anew."""
     try:
         made = folder.read_json(MADE)
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+    except (FileNotFoundError, StateError):
         return {}
     return {str(k): str(v) for k, v in made.items()} if isinstance(made, Mapping) else {}
 

@@ -19,6 +19,12 @@ class AssignStage(WholeStage):
     reads = frozenset({"encodings", "clusters"})
     writes = "assignments"
 
+    def bytes_needed(self, access: Access) -> int:
+        """Bound the ids and distances with their table, and one block of rows."""
+        rows, features = access.encodings().shape
+        clusters = int(access.clusters().card["n_clusters"])
+        return rows * 8 * 4 + min(rows, ROWS_PER_BLOCK) * (features * 20 + clusters * 24) + 128 * 2**20
+
     def compute(self, access: Access) -> dict[str, Any]:
         """Write `assignments/<tomogram>.parquet`."""
         from cryoscale.learn.clustering import Clustering, assign

@@ -98,8 +98,8 @@ class BlockStage(Stage):
     def seal(self, access: Access) -> dict[str, Any]:
         """Join what needs joining, publish metadata last, and return facts for the ledger.
 
-        May run twice after a crash, so it must not delete what it needs: the controller removes the parts once
-        the ledger says that the unit is sealed. The entry `empty`, if true, says that nothing was found.
+        May run twice after a crash, so it must not delete what it needs: the controller removes the parts
+        once the ledger says that the unit is sealed. The entry `empty`, if true, says that nothing was found.
         """
 
 
@@ -107,7 +107,10 @@ class WholeStage(Stage):
     """A stage that looks at the whole data set at once, or at one tomogram without blocks."""
 
     def bytes_needed(self, access: Access) -> int:
-        """Bound the bytes that `compute` takes beyond its interpreter, touching metadata only; 0: little."""
+        """Bound the bytes that `compute` takes beyond its interpreter, touching metadata only; 0: little.
+
+        For a stage that computes with a Dask client (`needs_client`) this is what all workers hold together.
+        """
         return 0
 
     @abstractmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cryoscale.data.access import Access
-from cryoscale.data.clusters import StoredClustering
+from cryoscale.data.clusters import CENTERS, StoredClustering
 from cryoscale.data.rows import ROWS_PER_BLOCK, Encodings
 from cryoscale.errors import NothingToDoError
 from cryoscale.stages.base import WholeStage
@@ -36,6 +38,8 @@ class ClusterStage(WholeStage):
 
         config = access.config.cluster
         chunks, lengths = _chunks(access)
+        if card := _finished(access, lengths):
+            return _facts(card)
         if sum(lengths) < config.n_clusters:
             raise NothingToDoError(
                 f"{sum(lengths)} encodings cannot make cluster.n_clusters = {config.n_clusters} clusters.",
@@ -64,17 +68,50 @@ class ClusterStage(WholeStage):
         stored = StoredClustering(fitted.centers_KF, fitted.mean_F, fitted.scale_F, fitted.counts_K)
         card = {
             "key": access.key,
+            "encoder": access.upstream.get("train_encoder", ""),
             "n_clusters": len(fitted.centers_KF),
             "inertia": float(fitted.inertia),
             "iterations": int(fitted.n_iter),
             "seed": config.seed,
             "lineage": lineage,
             "tomograms": list(access.tomograms),
+            "upstream": dict(access.upstream),
             "rows": lengths,
             "rule": "ids by size, largest first; on a re-fit matching clusters keep the earlier ids",
         }
         digest = folder.save(stored, card)
-        return {"hash": digest, "inertia": float(fitted.inertia), "n_clusters": len(fitted.centers_KF)}
+        return _facts({**card, "centers_sha256": digest})
+
+    def bytes_needed(self, access: Access) -> int:
+        """Bound what all workers hold together: the rows once, their chunks on the way, and the sample."""
+        config = access.config.cluster
+        shapes = [access.encodings(tomogram).shape for tomogram in access.tomograms]
+        rows, features = sum(n for n, _ in shapes), max(f for _, f in shapes)
+        sample = min(rows, max(config.sample_rows, config.n_clusters))
+        # The rows in float32; and while they are joined, or the sample is clustered in float64, copies.
+        passing = max(rows * features * 4, sample * (features * 8 * 5 + config.n_clusters * 8))
+        chunk = min(rows, ROWS_PER_BLOCK) * (features + config.n_clusters) * 8 * 4
+        return rows * features * 4 + passing + chunk + 384 * 2**20
+
+
+def _finished(access: Access, lengths: list[int]) -> dict[str, Any] | None:
+    """Return the card of an undamaged clustering of these rows that only its seal is missing of."""
+    folder = access.clusters()
+    if not folder.exists:
+        return None
+    card = folder.card
+    told = [card.get(name) for name in ("key", "tomograms", "upstream", "rows")]
+    if told != [access.key, list(access.tomograms), dict(access.upstream), lengths]:
+        return None
+    with contextlib.suppress(FileNotFoundError):
+        digest = hashlib.sha256(folder.folder.read_bytes(CENTERS)).hexdigest()
+        return card if digest == card["centers_sha256"] else None
+    return None
+
+
+def _facts(card: dict[str, Any]) -> dict[str, Any]:
+    """Return what the ledger says of a clustering, from its card alone."""
+    return {"hash": card["centers_sha256"], "inertia": card["inertia"], "n_clusters": card["n_clusters"]}
 
 
 def _chunks(access: Access) -> tuple[list[Callable[[], npt.NDArray[np.float32]]], list[int]]:

@@ -14,6 +14,7 @@ from cryoscale.geometry import Block
 from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan, chunked_rows
 from cryoscale.stages.networks import BATCH, open_encoder
 from cryoscale.stages.patching import PatchReader
+from cryoscale.stages.training import check_voxel_size
 
 ROWS_AT_A_TIME = 1024  # patches in memory at once; a multiple of the batch
 
@@ -31,9 +32,13 @@ class EncodeStage(BlockStage):
         rows = access.pick_count()
         reader = PatchReader.for_access(access)
         patches = ROWS_AT_A_TIME * reader.box.voxels * 4
-        activations = BATCH * reader.box.voxels * access.config.encoder.channels * 4 * 3
+        card = access.model("encoder").card  # not the configuration: the weights may be given ones
+        check_voxel_size(card, reader.level.voxel_size_angstrom, "the encoder", f"'{access.tomogram}'")
+        architecture = card["architecture"]
+        activations = BATCH * reader.box.voxels * int(architecture["channels"]) * 4 * 3
         needed = reader.bytes_per_gather() + 2 * patches + activations + 256 * 2**20
-        return Plan((chunked_rows(rows, ROWS_PER_BLOCK),), needed, rows * access.config.encoder.dimension * 4)
+        disk = rows * int(architecture["dimension"]) * 4
+        return Plan((chunked_rows(rows, ROWS_PER_BLOCK),), needed, disk)
 
     def create(self, access: Access) -> None:
         """Make the empty array."""

@@ -29,7 +29,7 @@ class IdentifyStage(WholeStage):
         from cryoscale.formats.mrc import read_header
 
         path = access.source()["path"]
-        asked = access.config.ingest.voxel_size_angstrom
+        asked = access.given_voxel_size()
         if source_exists(path) and not os.access(path, os.R_OK):
             raise DataError(f"{path} may not be read by this user.", remedy="Change its permissions.")
         header = read_header(path, ignore_voxel_size=asked is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,17 @@ import numpy.typing as npt
 from cryoscale.data.access import Access
 from cryoscale.data.pyramid import Level, Pyramid, pyramid_levels
 from cryoscale.data.tomogram import Statistics, TomogramFacts, publish_tomogram
-from cryoscale.errors import DataError, FormatError
+from cryoscale.errors import DataError, FormatError, SurroundingsError
 from cryoscale.geometry import Block, Box, Grid, Zyx, round_up
 from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan, renumber
 
 if TYPE_CHECKING:
+    from cryoscale.formats.mrc import MrcVolume
     from cryoscale.formats.mrc_header import MrcHeader
 
 SLAB = 32  # planes of a level made at a time, so that memory follows the slab and not the block
-PROFILE_VOXELS = 8_000_000  # the z profile is measured on a level not larger than this
+PROFILE_VOXELS = 8_000_000  # the z profile is measured on a level not larger than this, as are statistics
+SEAL_BYTES = 48  # for each voxel of such a sample: robust statistics sort it in float64 (measured: 42)
 
 
 class IngestStage(BlockStage):
@@ -44,7 +47,8 @@ class IngestStage(BlockStage):
         plane = max(b.core.shape.y * b.core.shape.x for b in phases[0])
         item = header.dtype.itemsize
         # level 0: a block read and its copy for the codec; above: a slab of 2x2x2 as many, in float32 too
-        needed = max(core * item * 3, core * item * 2 + SLAB * 8 * plane * (item + 8))
+        blocks = max(core * item * 3, core * item * 2 + SLAB * 8 * plane * (item + 8))
+        needed = max(blocks, SEAL_BYTES * min(levels[0].shape.voxels, PROFILE_VOXELS))
         disk = sum(level.shape.voxels for level in levels) * item
         return Plan(renumber(phases), needed + 64 * 2**20, disk)
 
@@ -59,16 +63,15 @@ class IngestStage(BlockStage):
     @contextlib.contextmanager
     def open_worker(self, access: Access) -> Iterator[BlockFunction]:
         """Open the source for reading and the pyramid for writing."""
-        from cryoscale.formats.mrc import MrcVolume
-
         source = access.source()["path"]
         pyramid = Pyramid(access.tomogram_folder(), writable=True)
-        ignore = access.config.ingest.voxel_size_angstrom is not None
-        with MrcVolume(source, ignore_voxel_size=ignore) as volume:
+        ignore = access.given_voxel_size() is not None
+        with _opened(source, ignore_voxel_size=ignore) as volume:
 
             def ingest(block: Block) -> BlockReport:
                 if block.level == 0:
-                    data = volume.read(block.core)
+                    with _judged(source):
+                        data = volume.read(block.core)
                     _check_finite(data, source, block.core)
                 else:
                     data = _downsample(pyramid, block)
@@ -125,14 +128,41 @@ class IngestStage(BlockStage):
 def _header(access: Access) -> MrcHeader:
     from cryoscale.formats.mrc import read_header
 
-    return read_header(
-        access.source()["path"], ignore_voxel_size=access.config.ingest.voxel_size_angstrom is not None
-    )
+    source = access.source()["path"]
+    with _judged(source):
+        return read_header(source, ignore_voxel_size=access.given_voxel_size() is not None)
+
+
+@contextlib.contextmanager
+def _judged(source: str) -> Iterator[None]:
+    """Blame a source that is gone or closed to us on its tomogram; storage that fails pauses the run."""
+    from cryoscale.formats.inputs import source_exists
+
+    try:
+        yield
+    except (OSError, SurroundingsError):
+        if not source_exists(source):
+            raise DataError(f"{source} is gone.", remedy="Put it back, then run again.") from None
+        if not os.access(source, os.R_OK):
+            raise DataError(
+                f"{source} may not be read by this user.", remedy="Change its permissions."
+            ) from None
+        raise
+
+
+@contextlib.contextmanager
+def _opened(source: str, *, ignore_voxel_size: bool) -> Iterator[MrcVolume]:
+    """Open the source for reading boxes."""
+    from cryoscale.formats.mrc import MrcVolume
+
+    with _judged(source):
+        volume = MrcVolume(source, ignore_voxel_size=ignore_voxel_size)
+    with volume:
+        yield volume
 
 
 def _levels(access: Access, header: MrcHeader) -> list[Level]:
-    asked = access.config.ingest.voxel_size_angstrom
-    size = asked or header.voxel_size_angstrom
+    size = access.given_voxel_size() or header.voxel_size_angstrom
     if size is None:
         raise FormatError(
             f"{access.source()['path']}: the voxel size is not set in the header ({header.voxel_size_note}).",

@@ -1,55 +1,146 @@
-"""Open a trained network of the run as an engine: load once, run many batches."""
+"""Open a trained network of the run as an engine: loaded once per process, whatever the tomogram."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from cryoscale.data.access import Access
 from cryoscale.runtime.memory import cpu_count
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from cryoscale.inference.engine import Engine
 
 BATCH = 64  # patches; fixed, so that results do not depend on how rows or windows fall into blocks
+KEPT = 3  # networks that stay loaded in a process
 
 
-def _load(access: Access, name: str) -> Any:
-    from cryoscale.models.registry import build
-
-    model = access.model(name)
-    module = build(model.card["architecture"])
-    module.load_state_dict(model.load())
-    return module
+def worker_threads() -> int:
+    """Return the cores that this worker may use: its share as its engine set it, else all of the process."""
+    share = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(share) if share.isdigit() and int(share) > 0 else cpu_count()
 
 
-def open_encoder(access: Access) -> contextlib.AbstractContextManager[Engine]:
+class Network:
+    """An engine that several users in one process share; calls run one after the other.
+
+    A call that fails takes the engine out of the cache: a broken device must not meet the next attempt.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self.users = 0
+        self.broken = False
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one result."""
+        return self._engine.output_shape
+
+    def run(self, items_N: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Compute every item; see `cryoscale.inference.engine.Engine.run`."""
+        with self._lock:
+            try:
+                return self._engine.run(items_N)
+            except BaseException:
+                self.broken = True
+                raise
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._engine.close()
+
+
+@dataclass
+class NetworkCache:
+    """The networks that a process holds loaded, the last few used; those in use are never closed."""
+
+    limit: int = KEPT
+    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _entries: dict[str, Network] = field(default_factory=dict)  # in the order of their last use
+
+    @contextlib.contextmanager
+    def borrow(self, key: str, load: Callable[[], Engine]) -> Iterator[Network]:
+        """Yield the network of a key, loading it when this process does not hold it."""
+        with self._lock:  # also while loading: two at once would load twice
+            network = self._entries.pop(key, None)
+            if network is None or network.broken:
+                network = Network(load())
+            self._entries[key] = network
+            network.users += 1
+            self._trim()
+        try:
+            yield network
+        finally:
+            with self._lock:
+                network.users -= 1
+                if network.broken and self._entries.get(key) is network:
+                    del self._entries[key]
+                if self._entries.get(key) is not network and not network.users:
+                    network.close()
+                self._trim()
+
+    def _trim(self) -> None:
+        idle = [key for key, network in self._entries.items() if not network.users]
+        for key in idle[: max(0, len(self._entries) - self.limit)]:
+            self._entries.pop(key).close()
+
+    def close(self) -> None:
+        """Close what nobody uses."""
+        with self._lock:
+            for key in [key for key, network in self._entries.items() if not network.users]:
+                self._entries.pop(key).close()
+
+
+CACHE = NetworkCache()
+
+
+def _open(
+    access: Access, name: str, kind: str, shape: tuple[int, ...], wrap: Callable[[nn.Module], nn.Module]
+) -> contextlib.AbstractContextManager[Network]:
+    model, threads = access.model(name), worker_threads()
+    card = model.card
+    key = [kind, card["weights_sha256"], card["architecture"], list(shape), threads, os.getpid()]
+
+    def load() -> Engine:
+        from cryoscale.inference.engine import open_engine
+        from cryoscale.models.registry import build
+
+        module = build(card["architecture"])
+        module.load_state_dict(model.load())
+        return open_engine(wrap(module), input_shape=shape, batch=BATCH, threads=threads)
+
+    return CACHE.borrow(json.dumps(key, sort_keys=True), load)
+
+
+def open_encoder(access: Access) -> contextlib.AbstractContextManager[Network]:
     """Open the encoder: patches (N, 1, Z, Y, X) to encodings (N, F)."""
-    from cryoscale.inference.engine import open_engine
     from cryoscale.inference.wrappers import EncoderOnly
 
-    shape = (1, *access.config.patch.box)
-    return open_engine(
-        EncoderOnly(_load(access, "encoder")), input_shape=shape, batch=BATCH, threads=cpu_count()
-    )
+    return _open(access, "encoder", "encoder", (1, *access.config.patch.box), EncoderOnly)
 
 
-def open_decoder(access: Access) -> contextlib.AbstractContextManager[Engine]:
+def open_decoder(access: Access) -> contextlib.AbstractContextManager[Network]:
     """Open the decoder: encodings (N, F) to patches (N, 1, Z, Y, X)."""
-    from cryoscale.inference.engine import open_engine
     from cryoscale.inference.wrappers import DecoderOnly
 
-    module = _load(access, "encoder")
-    shape = (int(module.architecture["dimension"]),)
-    return open_engine(DecoderOnly(module), input_shape=shape, batch=BATCH, threads=cpu_count())
+    dimension = int(access.model("encoder").card["architecture"]["dimension"])
+    return _open(access, "encoder", "decoder", (dimension,), DecoderOnly)
 
 
-def open_segmenter(access: Access) -> contextlib.AbstractContextManager[Engine]:
+def open_segmenter(access: Access) -> contextlib.AbstractContextManager[Network]:
     """Open the segmenter: patches (N, 1, Z, Y, X) to probabilities (N, C, Z, Y, X)."""
-    from cryoscale.inference.engine import open_engine
     from cryoscale.inference.wrappers import SoftmaxOf
 
-    shape = (1, *access.config.patch.box)
-    return open_engine(
-        SoftmaxOf(_load(access, "segmenter")), input_shape=shape, batch=BATCH, threads=cpu_count()
-    )
+    return _open(access, "segmenter", "segmenter", (1, *access.config.patch.box), SoftmaxOf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,24 +12,25 @@ import numpy.typing as npt
 from cryoscale.config.sections import PatchConfig
 from cryoscale.data.access import Access
 from cryoscale.data.pyramid import Level
-from cryoscale.data.rows import PICK_TILE_VOXELS
+from cryoscale.data.rows import PICK_TILE_VOXELS, read_pick_notes
 from cryoscale.data.tomogram import Tomogram
 from cryoscale.geometry import Box, Grid, Zyx, fast_length
 from cryoscale.ops.gaussian import filter_tile, halo_voxels
 from cryoscale.ops.normalise import robust_statistics, sample_boxes
 from cryoscale.ops.patches import cut
-from cryoscale.ops.tiles import filtered_tiles, required_voxels
+from cryoscale.ops.tiles import filtered_tiles, required_voxels, smoothed
 
 TILE = PICK_TILE_VOXELS  # smoothing runs in buffers of one shape per tomogram: no block changes a result
-SAMPLE_VOXELS = 2_000_000
+SAMPLE_VOXELS, SAMPLE_TILE = 2_000_000, 32  # what the statistics after smoothing are measured on
+STATISTICS = "smoothed_statistics"  # their note in the table of picks
 
 
 class PatchReader:
     """Density as the networks see it: canonical, smoothed, and scaled to unit sd after smoothing.
 
     Smoothing takes away most of the noise, so the sd that the tomogram has before it says little; the density
-    is scaled once more by the robust mean and sd of the smoothed tomogram (a seeded sample of it, the same
-    for every worker). Objects stay dark.
+    is scaled once more by the robust mean and sd of the smoothed tomogram, which the pick stage measures once
+    and records with the picks. Objects stay dark.
 
     Parameters
     ----------
@@ -38,31 +40,38 @@ class PatchReader:
         Pyramid level at work.
     config : PatchConfig
         Box and smoothing.
+    statistics : (float, float), optional
+        Mean and sd after smoothing as recorded; measured when they are needed and not given.
     """
 
-    def __init__(self, tomogram: Tomogram, level: int, config: PatchConfig) -> None:
+    def __init__(
+        self,
+        tomogram: Tomogram,
+        level: int,
+        config: PatchConfig,
+        statistics: tuple[float, float] | None = None,
+    ) -> None:
         self.tomogram, self.number = tomogram, level
         self.level: Level = tomogram.facts.levels[level]
         self.box = Zyx.of(config.box)
         self.sigma = config.smooth_sigma_voxels
-        self._statistics: tuple[float, float] | None = None
+        self._statistics = (0.0, 1.0) if self.sigma == 0 else statistics
 
     @classmethod
     def for_access(cls, access: Access, tomogram: str | None = None) -> PatchReader:
-        """Open the reader of a tomogram that a stage may read."""
-        opened = access.open_tomogram(tomogram)
-        return cls(opened, access.working_level(tomogram), access.config.patch)
+        """Open the reader of a tomogram that a stage may read, with what is recorded beside its picks."""
+        opened, number = access.open_tomogram(tomogram), access.working_level(tomogram)
+        config, known = access.config.patch, None
+        if "picks" in access.reads:
+            notes = read_pick_notes(access.run.picks, access.tomogram if tomogram is None else tomogram)
+            known = recorded_statistics(notes, number, config.smooth_sigma_voxels)
+        return cls(opened, number, config, known)
 
     @property
     def statistics(self) -> tuple[float, float]:
         """Robust mean and sd after smoothing."""
         if self._statistics is None:
-            if self.sigma == 0:
-                self._statistics = (0.0, 1.0)
-            else:
-                boxes = sample_boxes(self.level.shape, budget_voxels=SAMPLE_VOXELS, seed=2)
-                sample = np.concatenate([self._smoothed(box).ravel() for box in boxes])
-                self._statistics = robust_statistics(sample)
+            self._statistics = smoothed_statistics(self.tomogram, self.number, self.sigma)
         return self._statistics
 
     def read(self, box: Box) -> npt.NDArray[np.float32]:
@@ -78,11 +87,9 @@ class PatchReader:
         """Smooth a box; each voxel comes from the tile it lies in."""
         if self.sigma == 0:
             return self.tomogram.read_canonical(self.number, box)
-        made = np.empty(box.shape, dtype=np.float32)
-        for cover, filtered in self._filtered(box, 0):
-            part = cover.intersect(box)
-            made[part.relative_to(box.start).slices] = filtered[part.relative_to(cover.start).slices]
-        return made
+        need = required_voxels(box, self.level.shape, TILE, halo_voxels(self.sigma))
+        source = self.tomogram.read_canonical(self.number, need)
+        return smoothed(source, need, box, self.level.shape, self.sigma, TILE)
 
     def _filtered(self, core: Box, margin: int) -> Iterator[tuple[Box, npt.NDArray[np.float32]]]:
         """Yield the smoothed tiles that touch `core`, each with `margin` voxels more around it."""
@@ -100,29 +107,42 @@ class PatchReader:
         """Turn positions in Å into voxels of the level at work."""
         return self.level.to_voxels(positions_N3)
 
-    def gather(self, centres_N3: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    def gather(
+        self, centres_N3: npt.NDArray[np.int64], out: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
         """Cut patches at voxels of the level at work, reading and smoothing each neighbourhood once.
+
+        Parameters
+        ----------
+        centres_N3 : (N, 3) int
+            Voxels z, y, x.
+        out : (N, Z, Y, X) float32, optional
+            Where to write, for example a part of a larger sample.
 
         Returns
         -------
         patches_NZYX : (N, Z, Y, X) float32
             In the order of the centres. A patch comes from the tile of its centre, whatever else is asked.
         """
-        patches = np.empty((len(centres_N3), *self.box), dtype=np.float32)
-        margin = max(self.box) // 2
-        whole = Box.whole(self.level.shape)
+        patches = np.empty((len(centres_N3), *self.box), dtype=np.float32) if out is None else out
         for rows, tile in self._groups(centres_N3):
-            if self.sigma:
-                cover, density = next(self._filtered(tile, margin))
-            else:
-                cover = tile.grow(margin).intersect(whole)
-                density = self.tomogram.read_canonical(self.number, cover)
-            patches[rows] = cut(density, centres_N3[rows], self.box, cover.start)
+            cover, density = self._around(centres_N3[rows], tile)
+            for row in rows.tolist():  # one by one: no second copy of a tile's patches
+                cut(density, centres_N3[row], self.box, cover.start, out=patches[row : row + 1])
         if self.sigma:
             mean, sd = self.statistics
             patches -= np.float32(mean)
             patches *= np.float32(1.0 / sd)
         return patches
+
+    def _around(self, centres_N3: npt.NDArray[np.int64], tile: Box) -> tuple[Box, npt.NDArray[np.float32]]:
+        """Return the density that the patches around some centres of one tile need, and where it lies."""
+        if self.sigma:
+            return next(self._filtered(tile, max(self.box) // 2))
+        low = centres_N3.min(axis=0) - np.array(self.box) // 2
+        high = centres_N3.max(axis=0) - np.array(self.box) // 2 + np.array(self.box)
+        cover = Box.of(low.tolist(), high.tolist()).intersect(Box.whole(self.level.shape))
+        return cover, self.tomogram.read_canonical(self.number, cover)
 
     def _groups(self, centres_N3: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[Any], Box]]:
         """Group centres by tile."""
@@ -140,3 +160,38 @@ class PatchReader:
         side = TILE + 2 * halo_voxels(self.sigma) + max(self.box)
         sides = [min(side, n + 2 * halo_voxels(self.sigma) + max(self.box)) for n in self.level.shape]
         return 4 * 7 * int(np.prod([fast_length(n) for n in sides], dtype=np.int64))
+
+
+def smoothed_statistics(tomogram: Tomogram, number: int, sigma: float) -> tuple[float, float]:
+    """Measure the robust mean and sd of a smoothed level on a seeded sample; no block plays a part.
+
+    The sample is smoothed in tiles of its own, of the size of a sample box: in the tiles that patches come
+    from, twenty times as many voxels would be filtered as are looked at.
+    """
+    if sigma == 0:
+        return 0.0, 1.0
+    shape = tomogram.facts.levels[number].shape
+    parts = []
+    for box in sample_boxes(shape, edge=SAMPLE_TILE, budget_voxels=SAMPLE_VOXELS, seed=2):
+        tile = min(TILE, max(SAMPLE_TILE, *box.shape))  # a small level is a single box
+        need = required_voxels(box, shape, tile, halo_voxels(sigma))
+        source = tomogram.read_canonical(number, need)
+        parts.append(smoothed(source, need, box, shape, sigma, tile).ravel())
+    return robust_statistics(np.concatenate(parts))
+
+
+def statistics_notes(number: int, sigma: float, statistics: tuple[float, float]) -> dict[str, str]:
+    """Write the statistics after smoothing as notes of the table of picks."""
+    return {STATISTICS: json.dumps({"level": number, "sigma": sigma, "mean": statistics[0],
+                                    "sd": statistics[1]}, sort_keys=True)}  # fmt: skip
+
+
+def recorded_statistics(notes: dict[str, str], number: int, sigma: float) -> tuple[float, float] | None:
+    """Read the statistics from the notes; None when they are not there, or of another level or smoothing."""
+    try:
+        entry = json.loads(notes[STATISTICS])
+        if (entry["level"], entry["sigma"]) != (number, sigma):
+            return None
+        return float(entry["mean"]), float(entry["sd"])
+    except (KeyError, TypeError, ValueError):
+        return None

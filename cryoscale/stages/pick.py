@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,19 @@ import numpy.typing as npt
 
 from cryoscale.config.sections import PickConfig
 from cryoscale.data.access import Access
+from cryoscale.data.folder import Folder
 from cryoscale.data.pyramid import Level
 from cryoscale.data.rows import PICK_TILE_VOXELS, Picks, write_picks
-from cryoscale.data.tables import concatenate, read_table, write_table
+from cryoscale.data.tables import read_table, write_table
 from cryoscale.data.tomogram import Tomogram
 from cryoscale.errors import ConfigurationError, DataError
 from cryoscale.geometry import Block, Box, Grid, Zyx, pick_order, round_up, voxels_of
 from cryoscale.ops.dog import TILE, Dog, dog_candidates, required_read, working_bytes
 from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan
+from cryoscale.stages.patching import smoothed_statistics, statistics_notes
 
+SEAL_BYTES = 200  # for each candidate above the threshold, from its part to the sorted table
+STATISTICS_BYTES = 160 * 2**20  # a sample of two million voxels, sorted in float64
 NOISE_EDGE = 192  # voxels; the volume of shuffled voxels on which the noise threshold is measured
 
 
@@ -31,6 +36,7 @@ class PickStage(BlockStage):
     """
 
     name = "pick"
+    version = 2
     reads = frozenset({"tomogram"})
     writes = "picks"
 
@@ -38,6 +44,7 @@ class PickStage(BlockStage):
         """Cut the tomogram into unions of fixed tiles; none when positions are imported."""
         level = _level(access)
         _check_box(access, level)
+        _check_files(access)
         if access.config.pick.positions:
             return Plan(((),), 512 * 2**20)
         dog = dog_for(access.config.pick, level)
@@ -49,8 +56,11 @@ class PickStage(BlockStage):
             if not core.empty:
                 blocks.append(Block(len(blocks), core, required_read(core, level.shape, dog, TILE)))
         read = max((block.read.voxels for block in blocks), default=0)
-        needed = read * 12 + working_bytes(level.shape, dog, TILE) + 64 * 2**20
-        return Plan((tuple(blocks),), needed)
+        finding = read * 12 + working_bytes(level.shape, dog, TILE)
+        expected = expected_candidates(sum(block.core.voxels for block in blocks), dog)
+        pairs = min(expected * 32, 8_000_000) * 40  # what suppression compares at once
+        sealing = expected * SEAL_BYTES + pairs + STATISTICS_BYTES
+        return Plan((tuple(blocks),), max(finding, sealing) + 64 * 2**20, expected * 16)
 
     def create(self, access: Access) -> None:
         """Remove parts of an earlier plan."""
@@ -69,8 +79,8 @@ class PickStage(BlockStage):
         def pick(block: Block) -> BlockReport:
             density = tomogram.read_canonical(number, block.read)
             positions_N3, scores_N = dog_candidates(density, block.read, block.core, level.shape, dog, TILE)
-            z, y, x = positions_N3.T
-            write_table(parts, f"{block.index:08d}.parquet", {"z": z, "y": y, "x": x, "score": scores_N})
+            z, y, x = positions_N3.astype(np.int32).T
+            write_table(parts, _part(block), {"z": z, "y": y, "x": x, "score": scores_N})
             return BlockReport(empty=not len(scores_N), voxels=block.core.voxels)
 
         yield pick
@@ -81,8 +91,11 @@ class PickStage(BlockStage):
         if access.config.pick.positions:
             picks, facts = _imported(access, level)
         else:
-            picks, facts = _selected(access, level)
-        write_picks(access.output(), access.tomogram, picks)
+            picks, facts = _selected(access, level, self.plan(access).phases[0])
+        sigma, number = access.config.patch.smooth_sigma_voxels, access.working_level()
+        statistics = smoothed_statistics(access.open_tomogram(), number, sigma)
+        notes = statistics_notes(number, sigma, statistics)  # once per tomogram, for all who cut patches
+        write_picks(access.output(), access.tomogram, picks, notes=notes)
         return {**facts, "picks": len(picks), "empty": len(picks) == 0}
 
 
@@ -99,6 +112,22 @@ def dog_for(config: PickConfig, level: Level) -> Dog:
         return Dog.of_radius(radius, ratio=config.ratio)
     smooth = 2.0 if config.smooth_sigma_voxels is None else config.smooth_sigma_voxels
     return Dog.of_paper(smooth, config.sigma_voxels or 5.0, config.ratio)
+
+
+def expected_candidates(voxels: int, dog: Dog) -> int:
+    """Estimate generously how many local maxima the filter has in a volume.
+
+    Notes
+    -----
+    Bardeen, Bond, Kaiser, Szalay 1986, doi:10.1086/164143, eq. 4.11b: a Gaussian random field has 0.016 / R^3
+    maxima per voxel; for white noise behind a Laplacian of a Gaussian of width s, R = 0.82 s, so 0.029 / s^3.
+    Twice that is allowed for. More than a quarter of all voxels cannot be greater than 18 neighbours.
+    """
+    return int(voxels * min(0.25, 0.06 / dog.narrow**3)) + 1
+
+
+def _part(block: Block) -> str:
+    return f"{block.index:08d}.parquet"
 
 
 def _level(access: Access) -> Level:
@@ -120,9 +149,10 @@ def _wanted_slab(access: Access, level: Level) -> Box:
     whole = Box.whole(level.shape)
     asked = access.config.pick.z_range
     facts = access.open_tomogram().facts
-    if asked == "all" or (asked == "auto" and facts.z_range is None):
+    slices = facts.z_range if asked == "auto" else asked
+    if slices is None or isinstance(slices, str):
         return whole
-    low, high = facts.z_range if asked == "auto" and facts.z_range else asked
+    low, high = slices
     factor = level.voxel_size_angstrom / facts.levels[0].voxel_size_angstrom
     slab = Box.of((int(low / factor), 0, 0), (-(-int(high) // max(1, round(factor))), *whole.stop[1:]))
     inside = slab.intersect(whole)
@@ -135,27 +165,51 @@ def _wanted_slab(access: Access, level: Level) -> Box:
     return inside
 
 
-def _selected(access: Access, level: Level) -> tuple[Picks, dict[str, Any]]:
-    """Reduce the candidates of all blocks to picks."""
-    from cryoscale.ops.patches import fits
+def _selected(access: Access, level: Level, blocks: Sequence[Block]) -> tuple[Picks, dict[str, Any]]:
+    """Reduce the candidates of all blocks to picks; those below the threshold are never held together."""
     from cryoscale.ops.peaks import suppress
 
-    parts = access.parts()
-    table = concatenate([read_table(parts, name) for name in parts.names() if name.endswith(".parquet")])
-    if not table:
-        return _as_picks(np.empty((0, 3), np.int64), np.empty(0, np.float32), level), {"candidates": 0}
-    positions_N3 = np.stack([table["z"], table["y"], table["x"]], axis=1).astype(np.int64)
-    scores_N = table["score"].astype(np.float32)
-    good = fits(positions_N3, access.config.patch.box, level.shape)
-    good &= _in_mask(access, level, positions_N3)
-    positions_N3, scores_N = positions_N3[good], scores_N[good]
-    threshold = _threshold(access, level, scores_N)
-    best = scores_N >= threshold
-    positions_N3, scores_N = positions_N3[best], scores_N[best]
-    kept = suppress(positions_N3, scores_N, _min_distance(access.config.pick, level))
+    parts, best = access.parts(), [np.float32(np.inf), np.float32(-np.inf)]
+    usable, total, fitting, unmasked = [], 0, 0, 0
+    for block in blocks:
+        voxels, scores = _candidates(parts, block)
+        fit = _fits(access, level, voxels)
+        good = fit & _in_mask(access, level, voxels)
+        usable.append(np.packbits(good))  # one bit each: the mask is read once
+        total, fitting, unmasked = total + len(fit), fitting + int(fit.sum()), unmasked + int(good.sum())
+        if good.any():
+            best = [min(best[0], scores[good].min()), max(best[1], scores[good].max())]
+    if fitting and not unmasked:
+        raise DataError(
+            f"mask {_mask_path(access)} leaves no candidate of tomogram '{access.tomogram}'.",
+            remedy="Non-zero voxels of the mask are where picks are wanted.",
+        )
+    threshold = _threshold(access, level, np.array(best if unmasked else [], np.float32))
+    places, values = [np.empty((0, 3), np.int32)], [np.empty(0, np.float32)]
+    for block, packed in zip(blocks, usable, strict=True):
+        voxels, scores = _candidates(parts, block)
+        good = np.unpackbits(packed, count=len(scores)).astype(bool) & (scores >= threshold)
+        places.append(voxels[good])
+        values.append(scores[good])
+    voxels_N3, scores_N = np.concatenate(places), np.concatenate(values)
+    del places, values
+    kept = suppress(voxels_N3, scores_N, _min_distance(access.config.pick, level))
     kept = kept[: access.config.pick.max_picks]
-    facts = {"candidates": len(table["z"]), "threshold": float(threshold) if np.isfinite(threshold) else 0.0}
-    return _as_picks(positions_N3[kept], scores_N[kept], level), facts
+    facts = {"candidates": total, "threshold": float(threshold) if np.isfinite(threshold) else 0.0}
+    return _as_picks(voxels_N3[kept].astype(np.int64), scores_N[kept], level), facts
+
+
+def _candidates(parts: Folder, block: Block) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Read what a block left: voxels and scores."""
+    table = read_table(parts, _part(block))
+    voxels_N3 = np.stack([table["z"], table["y"], table["x"]], axis=1).astype(np.int32)
+    return voxels_N3, table["score"].astype(np.float32)
+
+
+def _fits(access: Access, level: Level, voxels_N3: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    from cryoscale.ops.patches import fits
+
+    return fits(voxels_N3, access.config.patch.box, level.shape)
 
 
 def _min_distance(config: PickConfig, level: Level) -> float:
@@ -192,14 +246,33 @@ def _noise_scores(access: Access, level: Level) -> npt.NDArray[np.float32]:
     return dog_candidates(noise, whole, whole, whole.shape, dog_for(access.config.pick, level), TILE)[1]
 
 
-def _in_mask(access: Access, level: Level, positions_N3: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def _mask_path(access: Access) -> str:
+    return (access.config.pick.mask or "").replace("{tomogram}", access.tomogram)
+
+
+def _check_files(access: Access) -> None:
+    """Refuse masks and positions that are not there, before anything is computed."""
+    for key, pattern in (("mask", access.config.pick.mask), ("positions", access.config.pick.positions)):
+        path = (pattern or "").replace("{tomogram}", access.tomogram)
+        if path and not os.path.isfile(path):
+            raise ConfigurationError(
+                f"pick.{key}: there is no file {path} for tomogram '{access.tomogram}'.",
+                remedy=f"Make it, or change pick.{key} ({{tomogram}} stands for the name).",
+            )
+        if path and not os.access(path, os.R_OK):
+            raise ConfigurationError(
+                f"pick.{key}: {path} may not be read by this user.", remedy="Change its permissions."
+            )
+
+
+def _in_mask(access: Access, level: Level, positions_N3: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
     """Tell which positions lie where the mask is not zero; everywhere without a mask."""
-    pattern = access.config.pick.mask
-    if pattern is None:
+    if access.config.pick.mask is None or not len(positions_N3):
         return np.ones(len(positions_N3), dtype=bool)
     from cryoscale.formats.mrc import MrcVolume
 
-    path = pattern.replace("{tomogram}", access.tomogram)
+    _check_files(access)  # it may have gone since the plan
+    path = _mask_path(access)
     base = access.open_tomogram().facts.levels[0]
     with MrcVolume(path, ignore_voxel_size=True) as mask:
         if mask.shape not in (level.shape, base.shape):
@@ -213,15 +286,11 @@ def _in_mask(access: Access, level: Level, positions_N3: npt.NDArray[np.int64]) 
         else:
             voxels = np.minimum(base.to_voxels(level.to_angstrom(positions_N3)), np.array(base.shape) - 1)
         wanted = np.zeros(len(voxels), dtype=bool)
-        for z in np.unique(voxels[:, 0]):  # plane by plane: a mask may be as large as its tomogram
-            plane = mask.read(Box.of((int(z), 0, 0), (int(z) + 1, *mask.shape[1:])))[0]
+        (_, y0, x0), (_, y1, x1) = voxels.min(axis=0).tolist(), (voxels.max(axis=0) + 1).tolist()
+        for z in np.unique(voxels[:, 0]).tolist():  # plane by plane: a mask may be as large as its tomogram
+            plane = mask.read(Box.of((z, y0, x0), (z + 1, y1, x1)))[0]
             here = voxels[:, 0] == z
-            wanted[here] = plane[voxels[here, 1], voxels[here, 2]] != 0
-    if len(wanted) and not wanted.any():
-        raise DataError(
-            f"mask {path} leaves no candidate of tomogram '{access.tomogram}'.",
-            remedy="Non-zero voxels of the mask are where picks are wanted.",
-        )
+            wanted[here] = plane[voxels[here, 1] - y0, voxels[here, 2] - x0] != 0
     return wanted
 
 
@@ -229,8 +298,8 @@ def _imported(access: Access, level: Level) -> tuple[Picks, dict[str, Any]]:
     from cryoscale.formats.points import read_positions
     from cryoscale.ops.patches import fits
 
-    pattern = access.config.pick.positions or ""
-    path = pattern.replace("{tomogram}", access.tomogram)
+    _check_files(access)
+    path = (access.config.pick.positions or "").replace("{tomogram}", access.tomogram)
     tomogram: Tomogram = access.open_tomogram()
     base = tomogram.facts.levels[0]
     points = read_positions(

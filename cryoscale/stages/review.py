@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -11,12 +12,16 @@ import numpy.typing as npt
 from cryoscale.data.access import Access
 from cryoscale.data.arrays import write_arrays
 from cryoscale.data.clusters import PALETTE, SUGGESTION
+from cryoscale.geometry import Zyx
 from cryoscale.ops.gaussian import smooth_exact
 from cryoscale.ops.shape import ShapeMeasures, measure_shape
 from cryoscale.stages.base import WholeStage
-from cryoscale.stages.networks import open_decoder
+from cryoscale.stages.networks import BATCH, open_decoder
 from cryoscale.stages.patching import PatchReader
+from cryoscale.stages.training import sample_rows
 
+PATCHES = 512  # in memory at once
+MOST_TOMOGRAMS = 64  # members are drawn from so many at most, and from one more for a cluster without any
 BACKGROUND_DEPTH = 0.5  # of the 90th percentile over clusters: shallower ones are called background
 SURFACE_PLANARITY = 0.4  # flatter objects are called surfaces
 GLOBULAR_OFFSET = 0.35  # half boxes; an object further off its patch's centre is not what was picked
@@ -26,6 +31,7 @@ class ReviewStage(WholeStage):
     """From assignments to decoded centres, averages, members of each cluster, and a suggestion."""
 
     name = "review"
+    version = 2
     engine = "model"
     reads = frozenset({"tomogram", "picks", "encoder", "clusters", "assignments"})
     writes = "review"
@@ -50,7 +56,7 @@ class ReviewStage(WholeStage):
         smooth = np.stack([smooth_exact(m.astype(np.float32), config.smooth_sigma_voxels) for m in mean])
         measures = [measure_shape(patch) for patch in decoded]
         kinds = classify_shapes(measures)
-        arrays = {
+        arrays: dict[str, npt.NDArray[Any]] = {
             "decoded": decoded, "mean": mean.astype(np.float32), "smooth": smooth, "members": members,
             "shown": shown, "counts": counts_TK.astype(np.int64), "averaged": averaged,
         }  # fmt: skip
@@ -58,6 +64,19 @@ class ReviewStage(WholeStage):
         suggestion = _suggestion(kinds, measures, str(card["centers_sha256"]))
         access.clusters().folder.write_toml(SUGGESTION, suggestion)
         return {kind: kinds.count(kind) for kind in ("surface", "globular", "background")}
+
+    def bytes_needed(self, access: Access) -> int:
+        """Bound what is shown of all clusters, and the patches on their way into the averages."""
+        config, box = access.config.review, Zyx.of(access.config.patch.box)
+        n_clusters = int(access.clusters().card["n_clusters"])
+        shown = config.members_shown * box.y * box.x * 4
+        of_clusters = n_clusters * (box.voxels * (8 + 4 * 5) + shown * 3)  # arrays, and twice in their file
+        channels = int(access.model("encoder").card["architecture"]["channels"])
+        gather = max(PatchReader.for_access(access, t).bytes_per_gather() for t in access.tomograms)
+        passing = max(gather + PATCHES * box.voxels * 4, BATCH * box.voxels * channels * 4 * 3)
+        counts = 8 * n_clusters * len(access.tomograms)
+        tables = 24 * max(access.pick_count(t) for t in access.tomograms)
+        return of_clusters + passing + counts + tables + 256 * 2**20
 
     def _add(
         self,
@@ -78,8 +97,8 @@ class ReviewStage(WholeStage):
         )
         seen = PatchReader.for_access(access, tomogram)
         centres = raw.voxels(access.picks(tomogram).positions_N3[rows])
-        for start in range(0, len(rows), 512):
-            part = slice(start, start + 512)
+        for start in range(0, len(rows), PATCHES):
+            part = slice(start, start + PATCHES)
             np.add.at(mean, ids[part], raw.gather(centres[part]))
             np.add.at(averaged, ids[part], 1)
         for cluster in np.unique(ids):
@@ -93,20 +112,56 @@ class ReviewStage(WholeStage):
                 shown[cluster] += len(mine)
 
 
-def _chosen_members(access: Access, counts_TK: npt.NDArray[np.int64], most: int) -> Any:
-    """Draw members of each cluster over all tomograms in proportion, seeded; yield them by tomogram."""
-    total_K = counts_TK.sum(axis=0)
-    for tomogram, counts_K in zip(access.tomograms, counts_TK, strict=True):
+def _chosen_members(
+    access: Access, counts_TK: npt.NDArray[np.int64], most: int
+) -> Iterator[tuple[str, npt.NDArray[np.int64], npt.NDArray[np.int32]]]:
+    """Draw members of each cluster, seeded, none preferred; yield rows and cluster ids by tomogram."""
+    seed = access.config.cluster.seed
+    visited = visited_tomograms(counts_TK, seed)
+    drawn = draw_members(counts_TK[visited], most, seed)
+    for tomogram, wanted in zip([access.tomograms[t] for t in visited], drawn, strict=True):
+        if not any(map(len, wanted)):
+            continue
         ids = access.assignments(tomogram)[0]
-        rng = np.random.default_rng([access.config.cluster.seed, len(ids)])
-        rows = []
-        for cluster in np.flatnonzero(counts_K):
-            share = -(-most * int(counts_K[cluster]) // int(total_K[cluster]))
-            mine = np.flatnonzero(ids == cluster)
-            rows.append(np.sort(rng.choice(mine, size=min(share, len(mine)), replace=False)))
-        if rows:
-            chosen = np.sort(np.concatenate(rows))
-            yield tomogram, chosen, ids[chosen]
+        rows = [np.flatnonzero(ids == cluster)[mine] for cluster, mine in enumerate(wanted) if len(mine)]
+        chosen = np.sort(np.concatenate(rows))
+        yield tomogram, chosen, ids[chosen]
+
+
+def visited_tomograms(
+    counts_TK: npt.NDArray[np.int64], seed: int, most: int = MOST_TOMOGRAMS
+) -> npt.NDArray[np.int64]:
+    """Choose the tomograms whose members are looked at, ascending.
+
+    Parameters
+    ----------
+    counts_TK : (T, K) int
+        Members of each cluster in each tomogram.
+    seed : int
+    most : int
+        So many are drawn; each cluster that none of them holds adds the tomogram with most of its members.
+    """
+    tomograms = len(counts_TK)
+    if tomograms <= most:
+        return np.arange(tomograms)
+    drawn = np.random.default_rng([seed, tomograms]).choice(tomograms, size=most, replace=False)
+    missing = np.flatnonzero((counts_TK[drawn].sum(axis=0) == 0) & (counts_TK.sum(axis=0) > 0))
+    return np.union1d(drawn, counts_TK[:, missing].argmax(axis=0))
+
+
+def draw_members(counts_TK: npt.NDArray[np.int64], most: int, seed: int) -> list[list[npt.NDArray[np.int64]]]:
+    """Draw at most `most` members of each cluster over all tomograms, without preference for any.
+
+    Returns
+    -------
+    drawn : list (T) of list (K) of (n,) int
+        Which of the cluster's members in that tomogram, counted from 0, ascending.
+    """
+    by_cluster = [
+        sample_rows(counts_T.tolist(), most, seed + 7919 * cluster)
+        for cluster, counts_T in enumerate(counts_TK.T)
+    ]
+    return [list(of_tomogram) for of_tomogram in zip(*by_cluster, strict=True)]
 
 
 def classify_shapes(measures: list[ShapeMeasures]) -> list[str]:

@@ -14,10 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cryoscale.data.access import Access
-from cryoscale.data.clusters import Selection
 from cryoscale.data.pyramid import Pyramid
 from cryoscale.data.tomogram import LabelFacts
-from cryoscale.errors import StateError
 from cryoscale.geometry import Block, Box, Grid, Zyx, round_up
 from cryoscale.ops.blend import Windows, weight_window
 from cryoscale.ops.patches import patch_box
@@ -25,6 +23,7 @@ from cryoscale.ops.shape import otsu_level
 from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan, renumber
 from cryoscale.stages.networks import BATCH, open_decoder, open_segmenter
 from cryoscale.stages.patching import PatchReader
+from cryoscale.stages.training import check_voxel_size
 
 Labels = npt.NDArray[np.uint8]
 Predict = Callable[[Box], Labels]
@@ -57,7 +56,7 @@ class SegmentStage(BlockStage):
         box = reader.box
         grown = max(b.core.grow(box).voxels for b in phases[0])
         n_classes = 1 + len(_classes(access)[0])
-        channels = access.config.segmenter.channels
+        channels = _channels(access, reader)
         needed = (n_classes + 3) * core * 4 + 2 * grown * 4 + BATCH * box.voxels * channels * 4 * 4
         needed += reader.bytes_per_gather() + 256 * 2**20
         return Plan(renumber(phases), needed, sum(level.shape.voxels for level in levels))
@@ -108,21 +107,21 @@ class SegmentStage(BlockStage):
         return {"classes": list(names), "mode": access.config.segment.mode}
 
 
+def _channels(access: Access, reader: PatchReader) -> int:
+    """Return the width of the network that is used, after checking that it was made for this voxel size."""
+    name = "encoder" if access.config.segment.mode == "decoded" else "segmenter"
+    card = access.model(name).card  # not the configuration: the weights may be given ones
+    check_voxel_size(card, reader.level.voxel_size_angstrom, f"the {name}", f"'{access.tomogram}'")
+    return int(card["architecture"]["channels"])
+
+
 def _classes(access: Access) -> tuple[list[str], list[tuple[int, int, int]]]:
     """Return names and colours: of the segmenter, or of the selection where no network is used."""
     if access.config.segment.mode == "decoded":
-        selection = _selection(access)
+        selection = access.selection()
         return list(selection.class_names), list(selection.colors)
     card = access.model("segmenter").card
     return list(card["classes"]["names"]), [(c[0], c[1], c[2]) for c in card["classes"]["colors"]]
-
-
-def _selection(access: Access) -> Selection:
-    folder = access.clusters()
-    selection = folder.selection(int(folder.card["n_clusters"]))
-    if selection is None:
-        raise StateError("no clusters are selected.", remedy="Edit clusters/selection.toml, then run again.")
-    return selection
 
 
 @contextlib.contextmanager
@@ -142,7 +141,8 @@ def _open_dense(access: Access) -> Iterator[Predict]:
                 core, starts, _window_probabilities(engine, density, region, windows, starts),
                 engine.output_shape[0],
             )  # fmt: skip
-            return probabilities.argmax(axis=0).astype(np.uint8)
+            labels: Labels = probabilities.argmax(axis=0).astype(np.uint8)
+            return labels
 
         yield predict
 
@@ -181,11 +181,11 @@ def _open_decoded(access: Access) -> Iterator[Predict]:
     reader = PatchReader.for_access(access)
     centres_N3, values_N, rows_N = _chosen(access, reader)
     codes_NF = access.encodings().read()[rows_N]
-    n_classes = 1 + len(_selection(access).classes)
+    n_classes = 1 + len(access.selection().classes)
     with open_decoder(access) as engine:
         level = access.config.segmenter.level
         if level is None:
-            table = _selection(access).class_of_cluster(int(access.clusters().card["n_clusters"]))
+            table = access.selection().class_of_cluster(int(access.clusters().card["n_clusters"]))
             level = otsu_level(engine.run(access.clusters().load().centers_KF[table > 0]))
 
         def patches(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -205,7 +205,7 @@ def _chosen(
     access: Access, reader: PatchReader
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Return centres, class values and rows of the picks whose cluster is chosen."""
-    class_of = _selection(access).class_of_cluster(int(access.clusters().card["n_clusters"]))
+    class_of = access.selection().class_of_cluster(int(access.clusters().card["n_clusters"]))
     values_N = class_of[access.assignments()[0]]
     rows = np.flatnonzero(values_N > 0)
     return reader.voxels(access.picks().positions_N3)[rows], values_N[rows], rows
@@ -233,7 +233,8 @@ def _embed(
             total[(slice(None), *part.relative_to(core.start).slices)] += (
                 predicted[(slice(None), *inner)] * weight[inner]
             )
-    return total.argmax(axis=0).astype(np.uint8)
+    labels: Labels = total.argmax(axis=0).astype(np.uint8)
+    return labels
 
 
 def _coarser(pyramid: Pyramid, block: Block) -> Labels:

@@ -7,16 +7,21 @@ from typing import Any
 import numpy as np
 
 from cryoscale.data.access import Access
-from cryoscale.data.weights import ModelCheckpoint
 from cryoscale.errors import NothingToDoError
+from cryoscale.geometry import Zyx
 from cryoscale.stages.base import WholeStage
+from cryoscale.stages.networks import worker_threads
+from cryoscale.stages.patching import PatchReader
 from cryoscale.stages.training import (
     card_of,
-    gather_rows,
+    finished_card,
+    gather_sample,
     history_columns,
     import_model,
     sample_rows,
     settings_for,
+    train,
+    training_bytes,
 )
 
 DEAD_WARNING = 0.25  # from this share of dead code units on, the summary says so
@@ -41,40 +46,62 @@ class TrainEncoderStage(WholeStage):
         config = access.config.encoder
         if config.weights:
             return import_model(access, "encoder", config.weights)
+        if card := finished_card(access, "encoder"):
+            return _facts(card)
         from cryoscale.learn.losses import AutoencoderLoss, dead_share
-        from cryoscale.learn.training import fit
         from cryoscale.models.registry import build
 
         patches_NCZYX = _sample(access)
-        architecture = {
-            "name": "autoencoder3d",
-            "box": list(access.config.patch.box),
-            "channels": config.channels,
-            "dimension": config.dimension,
-            "code": config.code,
-        }
-        module = build(architecture, seed=config.seed)
+        architecture = _architecture(access)
         settings = settings_for(config)
-        folder = access.model("encoder")
-        result = fit(
-            module,
+        module, result, notes = train(
+            access,
+            "encoder",
+            lambda: build(architecture, seed=config.seed),
             patches_NCZYX,
             None,
             AutoencoderLoss(l1=config.l1),
             settings,
-            checkpoint=ModelCheckpoint(folder.folder, access.key),
         )
         codes_NF = _codes(module, patches_NCZYX[:4096])
-        dead = dead_share(codes_NF)
         card = card_of(access, architecture, result, settings, len(patches_NCZYX))
-        card["metrics"]["dead_code_share"] = dead
-        digest = folder.save(result.best_state, card, history_columns(result.history))
-        facts = {"hash": digest, "patches": len(patches_NCZYX), "dead_code_share": dead, **card["metrics"]}
-        if dead >= DEAD_WARNING:
-            facts["warning"] = (
-                f'{dead:.0%} of the code units are dead; use code = "linear", or lower encoder.l1'
-            )
-        return facts
+        card["metrics"]["dead_code_share"] = dead_share(codes_NF)
+        digest = access.model("encoder").save(result.best_state, card, history_columns(result.history))
+        return {**_facts({**card, "weights_sha256": digest}), **notes}
+
+    def bytes_needed(self, access: Access) -> int:
+        """Bound the sample, what cutting it takes, and a training step."""
+        config = access.config.encoder
+        if config.weights:
+            return 0
+        box = Zyx.of(access.config.patch.box)
+        rows = min(config.max_patches, sum(access.pick_count(t) for t in access.tomograms))
+        # Of each voxel of a patch: C channels at full and at half resolution, before and after the ReLU.
+        activations = 4 * config.batch_size * box.voxels * (4 + config.channels * 4)
+        features = config.channels * (box.voxels // 64) * config.dimension * 2
+        weights = 4 * (features + 4 * 27 * config.channels**2)
+        gather = max(PatchReader.for_access(access, t).bytes_per_gather() for t in access.tomograms)
+        return training_bytes(activations, weights, 4 * rows * box.voxels, gather)
+
+
+def _architecture(access: Access) -> dict[str, Any]:
+    config = access.config.encoder
+    return {
+        "name": "autoencoder3d",
+        "box": list(access.config.patch.box),
+        "channels": config.channels,
+        "dimension": config.dimension,
+        "code": config.code,
+    }
+
+
+def _facts(card: dict[str, Any]) -> dict[str, Any]:
+    """Return what the ledger and the summary say of a trained encoder, from its card alone."""
+    dead = card["metrics"]["dead_code_share"]
+    facts = {"hash": card["weights_sha256"], "patches": card["training"]["patches"], **card["metrics"]}
+    if dead >= DEAD_WARNING:
+        facts["warning"] = f'{dead:.0%} of the code units are dead; use code = "linear", or lower encoder.l1'
+    return facts
 
 
 def _sample(access: Access) -> Any:
@@ -86,20 +113,20 @@ def _sample(access: Access) -> Any:
         )
     config = access.config.encoder
     rows = sample_rows(counts, config.max_patches, config.seed)
-    parts = [gather_rows(access, t, r) for t, r in zip(access.tomograms, rows, strict=True) if len(r)]
-    return np.concatenate(parts)[:, None]
+    patches_NZYX = np.empty((sum(map(len, rows)), *access.config.patch.box), np.float32)
+    gather_sample(access, rows, patches_NZYX)
+    return patches_NZYX[:, None]
 
 
 def _codes(module: Any, patches_NCZYX: Any) -> Any:
     from cryoscale.inference.engine import open_engine
     from cryoscale.inference.wrappers import EncoderOnly
-    from cryoscale.runtime.memory import cpu_count
 
     with open_engine(
         EncoderOnly(module),
         input_shape=patches_NCZYX.shape[1:],
         batch=64,
         backend="torch",
-        threads=cpu_count(),
+        threads=worker_threads(),
     ) as engine:
         return engine.run(patches_NCZYX)

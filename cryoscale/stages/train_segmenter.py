@@ -14,21 +14,29 @@ import numpy.typing as npt
 
 from cryoscale.data.access import Access
 from cryoscale.data.clusters import Selection
-from cryoscale.data.weights import ModelCheckpoint
-from cryoscale.errors import DataError, NothingToDoError, StateError
+from cryoscale.data.rows import ROWS_PER_BLOCK
+from cryoscale.errors import DataError, NothingToDoError
+from cryoscale.geometry import Zyx
 from cryoscale.ops.shape import otsu_level
 from cryoscale.stages.base import WholeStage
 from cryoscale.stages.networks import open_decoder
+from cryoscale.stages.patching import PatchReader
 from cryoscale.stages.training import (
     card_of,
-    gather_rows,
+    finished_card,
+    gather_sample,
     history_columns,
     import_model,
     sample_rows,
     settings_for,
+    train,
+    training_bytes,
 )
 
 Patches = npt.NDArray[np.float32]
+Rows = list[npt.NDArray[np.int64]]  # of each tomogram
+MASK_ROWS = 256  # patches at a time, where a copy is made
+OTSU_ROWS = 512  # patches whose histogram gives the level
 MOST_FILLED = 0.7  # a level that calls more of the patches object than this does not separate anything
 
 
@@ -36,6 +44,7 @@ class TrainSegmenterStage(WholeStage):
     """From a selection of clusters to the weights of a segmentation network."""
 
     name = "train_segmenter"
+    version = 2
     engine = "model"
     reads = frozenset({"tomogram", "picks", "encodings", "encoder", "clusters", "assignments", "selection"})
     writes = "segmenter"
@@ -53,93 +62,146 @@ class TrainSegmenterStage(WholeStage):
         config = access.config.segmenter
         if config.weights:
             return import_model(access, "segmenter", config.weights)
+        if card := finished_card(access, "segmenter"):
+            return _facts(card)
         from cryoscale.learn.losses import SegmentationLoss
-        from cryoscale.learn.training import fit
         from cryoscale.models.registry import build
 
-        selection = _selection(access)
+        selection = access.selection()
         inputs, targets, level = _training_set(access, selection)
         architecture = {
             "name": "edss3d", "n_classes": len(selection.classes) + 1, "channels": config.channels,
         }  # fmt: skip
         settings = settings_for(config)
-        folder = access.model("segmenter")
-        result = fit(
-            build(architecture, seed=config.seed),
+        _, result, notes = train(
+            access,
+            "segmenter",
+            lambda: build(architecture, seed=config.seed),
             inputs[:, None],
             targets,
             SegmentationLoss(),
             settings,
-            checkpoint=ModelCheckpoint(folder.folder, access.key),
         )
         card = card_of(access, architecture, result, settings, len(inputs))
         card["classes"] = {
             "names": list(selection.class_names), "colors": [list(c) for c in selection.colors],
         }  # fmt: skip
         card["metrics"]["mask_level_sd"] = level
-        digest = folder.save(result.best_state, card, history_columns(result.history))
-        return {"hash": digest, "patches": len(inputs), "mask_level_sd": level}
+        digest = access.model("segmenter").save(result.best_state, card, history_columns(result.history))
+        return {**_facts({**card, "weights_sha256": digest}), **notes}
+
+    def bytes_needed(self, access: Access) -> int:
+        """Bound the sample with its masks, what cutting it takes, and a training step."""
+        config = access.config.segmenter
+        if config.weights:
+            return 0
+        box = Zyx.of(access.config.patch.box)
+        picks = sum(access.pick_count(t) for t in access.tomograms)
+        rows = min(round(config.max_patches * (1 + config.background_share)) + 1, picks)
+        # Two convolutions of C channels at full resolution, with their ReLUs, and the logits with their loss.
+        classes = 1 + len(access.selection().classes)
+        activations = 4 * config.batch_size * box.voxels * (4 + config.channels * 6 + classes * 4)
+        weights = 4 * 5 * 27 * config.channels**2
+        gather = max(PatchReader.for_access(access, t).bytes_per_gather() for t in access.tomograms)
+        tables = 24 * max(access.pick_count(t) for t in access.tomograms) + MASK_ROWS * box.voxels * 16
+        return training_bytes(activations, weights, 5 * rows * box.voxels, gather + tables)
 
 
-def _selection(access: Access) -> Selection:
-    folder = access.clusters()
-    selection = folder.selection(int(folder.card["n_clusters"]))
-    if selection is None:
-        raise StateError("no clusters are selected.", remedy="Edit clusters/selection.toml, then run again.")
-    return selection
+def _facts(card: dict[str, Any]) -> dict[str, Any]:
+    """Return what the ledger and the summary say of a trained segmenter, from its card alone."""
+    level, patches = card["metrics"]["mask_level_sd"], card["training"]["patches"]
+    return {"hash": card["weights_sha256"], "patches": patches, "mask_level_sd": level}
 
 
 def _training_set(access: Access, selection: Selection) -> tuple[Patches, npt.NDArray[np.uint8], float]:
     """Gather inputs and masks: members of the selected clusters, then patches that are all background."""
     config = access.config.segmenter
     class_of = selection.class_of_cluster(int(access.clusters().card["n_clusters"]))
-    classes = [class_of[access.assignments(t)[0]] for t in access.tomograms]
-    chosen = [np.flatnonzero(c > 0) for c in classes]
-    others = [np.flatnonzero(c == 0) for c in classes]
-    total = sum(map(len, chosen))
+    chosen, values, extra = _drawn(access, class_of)
+    members = sum(map(len, chosen))
+    inputs = np.empty((members + sum(map(len, extra)), *access.config.patch.box), np.float32)
+    masks = np.zeros(inputs.shape, np.uint8)
+    decoded = inputs[:members]  # the masks are made of it before the patches themselves take its place
+    _decode(access, chosen, decoded)
+    level = config.level if config.level is not None else min(_otsu_level(decoded), -1e-3)
+    _fill_masks(decoded, values, level, masks[:members])
+    _check_masks(decoded, masks[:members], values, selection, level)
+    gather_sample(access, chosen, inputs[:members])
+    gather_sample(access, extra, inputs[members:])
+    return inputs, masks, float(level)
+
+
+def _drawn(access: Access, class_of: npt.NDArray[np.int32]) -> tuple[Rows, npt.NDArray[np.int32], Rows]:
+    """Draw members with their class values, and background, over all tomograms: rows of each."""
+    config = access.config.segmenter
+    counts = [np.bincount(class_of[access.assignments(t)[0]] > 0, minlength=2) for t in access.tomograms]
+    total = sum(int(inside) for _, inside in counts)
     if total < 2:
         raise NothingToDoError(
             f"the selected clusters have {total} members.", remedy="Select larger clusters."
         )
-    drawn = sample_rows([len(c) for c in chosen], config.max_patches, config.seed)
-    objects = [c[d] for c, d in zip(chosen, drawn, strict=True)]
-    wanted = round(config.background_share * sum(map(len, objects)))
-    extra = [o[d] for o, d in zip(others, sample_rows([len(o) for o in others], wanted, config.seed + 1),
-                                  strict=True)]  # fmt: skip
-    inputs = [gather_rows(access, t, rows) for t, rows in zip(access.tomograms, objects, strict=True)]
-    values = np.concatenate([c[rows] for c, rows in zip(classes, objects, strict=True)])
-    decoded = np.concatenate([_decode(access, t, r) for t, r in zip(access.tomograms, objects, strict=True)])
-    masks, level = _masks(decoded, values, selection, config.level)
-    empty = [gather_rows(access, t, rows) for t, rows in zip(access.tomograms, extra, strict=True)]
-    background = np.concatenate(empty)
-    blank = np.zeros(background.shape, np.uint8)
-    return np.concatenate([*inputs, background]), np.concatenate([masks, blank]), level
+    drawn = sample_rows([int(inside) for _, inside in counts], config.max_patches, config.seed)
+    wanted = round(config.background_share * sum(map(len, drawn)))
+    others = sample_rows([int(outside) for outside, _ in counts], wanted, config.seed + 1)
+    chosen: Rows = []
+    extra: Rows = []
+    values = []
+    for tomogram, mine, rest in zip(access.tomograms, drawn, others, strict=True):
+        classes = class_of[access.assignments(tomogram)[0]]
+        chosen.append(np.flatnonzero(classes > 0)[mine])
+        extra.append(np.flatnonzero(classes == 0)[rest])
+        values.append(classes[chosen[-1]])
+    return chosen, np.concatenate(values), extra
 
 
-def _decode(access: Access, tomogram: str, rows: npt.NDArray[np.int64]) -> Patches:
-    """Decode the encodings of some picks."""
-    codes = access.encodings(tomogram).read()[rows]
+def _decode(access: Access, rows: Rows, out: Patches) -> None:
+    """Decode the encodings of some picks of each tomogram, one after the other, into `out`."""
+    first = 0
     with open_decoder(access) as decoder:
-        return decoder.run(codes)[:, 0]
+        for tomogram, mine in zip(access.tomograms, rows, strict=True):
+            encodings = access.encodings(tomogram)
+            for start in np.unique(mine // ROWS_PER_BLOCK) * ROWS_PER_BLOCK:
+                here = mine[(mine >= start) & (mine < start + ROWS_PER_BLOCK)]
+                codes = encodings.read(int(start), int(start) + ROWS_PER_BLOCK)[here - start]
+                for part in range(0, len(here), MASK_ROWS):
+                    made = decoder.run(codes[part : part + MASK_ROWS])[:, 0]
+                    out[first : first + len(made)] = made
+                    first += len(made)
 
 
-def _masks(
-    decoded: Patches, values: npt.NDArray[np.int32], selection: Selection, asked: float | None
-) -> tuple[npt.NDArray[np.uint8], float]:
-    """Give voxels darker than the level the class of their patch; refuse masks that say nothing."""
-    level = asked if asked is not None else min(otsu_level(decoded), -1e-3)
-    masks = np.where(decoded < level, values[:, None, None, None], 0).astype(np.uint8)
+def _otsu_level(decoded: Patches) -> float:
+    """Return Otsu's level of decoded patches, of some thousand of them where there are more."""
+    return otsu_level(decoded[:: -(-len(decoded) // OTSU_ROWS)])
+
+
+def _fill_masks(
+    decoded: Patches, values: npt.NDArray[np.int32], level: float, out: npt.NDArray[np.uint8]
+) -> None:
+    """Give voxels darker than the level the class of their patch."""
+    for start in range(0, len(decoded), MASK_ROWS):
+        part = slice(start, start + MASK_ROWS)
+        np.multiply(decoded[part] < level, values[part, None, None, None].astype(np.uint8), out=out[part])
+
+
+def _check_masks(
+    decoded: Patches,
+    masks: npt.NDArray[np.uint8],
+    values: npt.NDArray[np.int32],
+    selection: Selection,
+    level: float,
+) -> None:
+    """Refuse masks that say nothing."""
+    full = np.array([np.count_nonzero(mask) for mask in masks]) / masks[0].size
     for value, name in enumerate(selection.class_names, start=1):
-        mine = values == value
-        if not mine.any():
+        mine = np.flatnonzero(values == value)
+        if not len(mine):
             continue
-        share = float(np.mean(masks[mine] > 0))
+        share = float(full[mine].mean())
         if share == 0 or share > MOST_FILLED:
-            low, high = np.percentile(decoded[mine], [1, 50])
+            low, high = np.percentile(decoded[mine[:OTSU_ROWS]], [1, 50])
             what = "empty" if share == 0 else f"{share:.0%} full"
             raise DataError(
                 f"the masks of class '{name}' are {what} at segmenter.level = {level:.3g} "
                 f"(decoded members: 1st percentile {low:.3g}, median {high:.3g}).",
                 remedy="Set segmenter.level between these two.",
             )
-    return masks, float(level)

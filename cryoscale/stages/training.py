@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cryoscale.config.run import parameters_key
 from cryoscale.config.sections import TrainingConfig
 from cryoscale.data.access import Access
 from cryoscale.data.folder import Folder
-from cryoscale.data.weights import ModelFolder
-from cryoscale.errors import ConfigurationError
-from cryoscale.runtime.memory import cpu_count
+from cryoscale.data.tomogram import VOXEL_SIZE_TOLERANCE
+from cryoscale.data.weights import CHECKPOINT, ModelCheckpoint, ModelFolder
+from cryoscale.errors import ConfigurationError, FormatError, StateError
+from cryoscale.stages.networks import worker_threads
 from cryoscale.stages.patching import PatchReader
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from cryoscale.learn.losses import Loss
     from cryoscale.learn.settings import EpochRecord, TrainResult, TrainSettings
+
+LOG = logging.getLogger("cryoscale.training")
+LIBRARIES = 256 * 2**20  # what torch and its kernels take once they run
 
 
 def settings_for(config: TrainingConfig) -> TrainSettings:
@@ -31,7 +42,7 @@ def settings_for(config: TrainingConfig) -> TrainSettings:
         learning_rate=config.learning_rate,
         validation_fraction=config.validation_fraction,
         seed=config.seed,
-        threads=config.threads or cpu_count(),
+        threads=config.threads or worker_threads(),
         device="auto",
         augment=config.augment,
         precision=config.precision,
@@ -63,10 +74,112 @@ def sample_rows(counts: list[int], most: int, seed: int) -> list[npt.NDArray[np.
     return [drawn[(drawn >= a) & (drawn < b)] - a for a, b in pairwise(starts)]
 
 
-def gather_rows(access: Access, tomogram: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Cut the patches of some picks of a tomogram, (N, Z, Y, X)."""
+def gather_rows(
+    access: Access,
+    tomogram: str,
+    rows: npt.NDArray[np.int64],
+    out: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Cut the patches of some picks of a tomogram, (N, Z, Y, X), into `out` if it is given."""
     reader = PatchReader.for_access(access, tomogram)
-    return reader.gather(reader.voxels(access.picks(tomogram).positions_N3[rows]))
+    return reader.gather(reader.voxels(access.picks(tomogram).positions_N3[rows]), out)
+
+
+def gather_sample(access: Access, rows: list[npt.NDArray[np.int64]], out: npt.NDArray[np.float32]) -> None:
+    """Cut the patches of the given rows of each tomogram of the set, one after the other, into `out`."""
+    first = 0
+    for tomogram, mine in zip(access.tomograms, rows, strict=True):
+        if len(mine):
+            gather_rows(access, tomogram, mine, out[first : first + len(mine)])
+        first += len(mine)
+
+
+def train(
+    access: Access,
+    name: str,
+    build: Callable[[], nn.Module],
+    inputs_NCZYX: npt.NDArray[np.float32],
+    targets_N: npt.NDArray[Any] | None,
+    loss: Loss,
+    settings: TrainSettings,
+) -> tuple[nn.Module, TrainResult, dict[str, Any]]:
+    """Train a network; a killed training goes on at its last epoch if it was the same training.
+
+    Returns
+    -------
+    module : nn.Module
+        With its best weights.
+    result : TrainResult
+    facts : dict
+        The entry `checkpoint` says why a checkpoint was not used, if so.
+    """
+    from cryoscale.learn.training import fit
+
+    folder = access.model(name)
+    checkpoint = ModelCheckpoint(folder.folder, checkpoint_key(access))
+
+    def tell(record: EpochRecord) -> None:
+        losses = {"train_loss": record.train_loss, "validation_loss": record.validation_loss}
+        folder.write_progress(
+            {"epoch": record.epoch, "epochs": settings.epochs, **losses, "improved": record.improved,
+             "seconds": round(record.seconds, 3), "time": time.time()}
+        )  # fmt: skip
+        LOG.info("%s: epoch %d of at most %d, loss %.4g, validation %.4g, %.1f s", name, record.epoch,
+                 settings.epochs, record.train_loss, record.validation_loss, record.seconds)  # fmt: skip
+
+    facts: dict[str, Any] = {}
+    for attempt in (1, 2):
+        module = build()
+        try:
+            result = fit(
+                module, inputs_NCZYX, targets_N, loss, settings, checkpoint=checkpoint, on_epoch=tell
+            )
+            break
+        except (StateError, FormatError) as error:
+            # The same patches cut on other hardware may differ in their last bits, for example.
+            if attempt == 2 or not folder.folder.exists(CHECKPOINT):
+                raise
+            facts["checkpoint"] = f"not used, trained from the beginning: {error}"
+            LOG.warning("%s: the checkpoint was %s", name, facts["checkpoint"])
+            checkpoint.drop()
+    return module, result, facts
+
+
+def checkpoint_key(access: Access) -> str:
+    """Hash what a training goes on from: the key of a fit says nothing of the tomograms it saw."""
+    return parameters_key([access.key, access.tomograms, dict(access.upstream)])
+
+
+def finished_card(access: Access, name: str) -> dict[str, Any] | None:
+    """Return the card of a model that stands already for this key, these tomograms and what they hold."""
+    folder = access.model(name)
+    card = folder.finished(access.key)
+    training = card.get("training", {}) if card else {}
+    same = [training.get("tomograms"), training.get("upstream")] == [
+        list(access.tomograms), dict(access.upstream),
+    ]  # fmt: skip
+    if card is None or "imported_from" in card or not same:
+        return None
+    folder.end_training()
+    return card
+
+
+def training_bytes(activations: int, weights: int, sample: int, gather: int) -> int:
+    """Bound a training's memory, bytes.
+
+    Parameters
+    ----------
+    activations : int
+        What one batch leaves for its gradients.
+    weights : int
+        The parameters; they are there six times: with gradients, two moments, the best ones, and twice in a
+        checkpoint that is being written.
+    sample : int
+        Inputs and targets.
+    gather : int
+        Cutting patches, before the training.
+    """
+    return sample + max(gather, 2 * activations + 7 * weights) + LIBRARIES
 
 
 def history_columns(history: list[EpochRecord]) -> dict[str, Any]:
@@ -88,9 +201,11 @@ def card_of(
 ) -> dict[str, Any]:
     """Describe a trained model for people and for later runs."""
     best = result.history[result.best_epoch - 1]
+    levels = access.open_tomogram(access.tomograms[0]).facts.levels
     return {
         "architecture": architecture,
         "key": access.key,
+        "voxel_size_angstrom": levels[access.working_level(access.tomograms[0])].voxel_size_angstrom,
         "training": {
             "tomograms": list(access.tomograms),
             "patches": patches,
@@ -112,7 +227,7 @@ def import_model(access: Access, name: str, place: str) -> dict[str, Any]:
     Raises
     ------
     ConfigurationError
-        The model is of another kind, or was trained on patches of another size or smoothing.
+        The model is of another kind, or was trained on patches of another size, smoothing or voxel size.
     """
     given = ModelFolder(Folder.of(place))
     card, state = given.card, given.load()
@@ -122,8 +237,26 @@ def import_model(access: Access, name: str, place: str) -> dict[str, Any]:
             f"the model in {place} was trained on patches {card.get('patch')}, this run has {patch}.",
             remedy="Set the [patch] table as it was for that model.",
         )
+    if (size := access.config.run.working_voxel_size_angstrom) is not None:
+        check_voxel_size(card, size, f"the model in {place}", "run.working_voxel_size_angstrom")
     if (name == "encoder") != (card["architecture"]["name"] == "autoencoder3d"):
         raise ConfigurationError(f"the model in {place} is {card['architecture']['name']}, not the {name}.")
     card = {k: v for k, v in card.items() if k != "weights_sha256"} | {"imported_from": place}
     digest = access.model(name).save(state, card, given.history)
     return {"hash": digest, "imported": True}
+
+
+def check_voxel_size(card: Mapping[str, Any], size_angstrom: float, model: str, where: str) -> None:
+    """Refuse a model that was trained at another voxel size: its patches would show other extents.
+
+    Raises
+    ------
+    ConfigurationError
+        They differ by more than 5 %. Cards that do not say are trusted.
+    """
+    trained = card.get("voxel_size_angstrom")
+    if trained is not None and abs(size_angstrom / float(trained) - 1) > VOXEL_SIZE_TOLERANCE:
+        raise ConfigurationError(
+            f"{model} was trained at {float(trained):g} Å per voxel; {where} is {size_angstrom:g} Å.",
+            remedy=f"Set run.working_voxel_size_angstrom = {float(trained):g}, or use another model.",
+        )

@@ -52,11 +52,13 @@ class FullDisk:
             self._check(f"{store.root}/{key}")
             await put(store, key, value)
 
-        Folder.write_bytes, LocalStore.set = write_bytes, set_item  # type: ignore[method-assign]
+        Folder.write_bytes = write_bytes  # type: ignore[method-assign,assignment]
+        LocalStore.set = set_item  # type: ignore[method-assign,assignment]
         try:
             yield self
         finally:
-            Folder.write_bytes, LocalStore.set = write, put  # type: ignore[method-assign]
+            Folder.write_bytes = write  # type: ignore[method-assign]
+            LocalStore.set = put  # type: ignore[method-assign]
 
     def _check(self, path: str) -> None:
         if self.full and self.refuse(path):

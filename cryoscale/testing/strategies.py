@@ -48,7 +48,7 @@ def plain_toml(*, leaves: int = 12) -> st.SearchStrategy[Any]:
         st.booleans()
         | st.integers(-(2**40), 2**40)
         | st.floats()
-        | st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+        | st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
         | st.dates()
     )
     keys = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=8)
@@ -59,7 +59,7 @@ def plain_toml(*, leaves: int = 12) -> st.SearchStrategy[Any]:
 
 @st.composite
 def run_configs(draw: st.DrawFn) -> RunConfig:
-    """Valid configurations that differ from the defaults in many places."""
+    """Draw valid configurations that differ from the defaults in many places."""
     chunk = draw(st.sampled_from([8, 16, 64, 128]))
     by_radius = draw(st.booleans())
     names = draw(st.lists(NAMES, max_size=3, unique_by=str.lower))

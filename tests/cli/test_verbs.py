@@ -46,9 +46,12 @@ def test_init_writes_what_was_asked(tmp_path: Path, small_sources: list[Path], c
     assert run_command(["init", place, *map(str, small_sources), *words]) == 0
     config = Run.open(place).config
     assert [source.name for source in config.inputs] == ["alpha", "beta"]
-    assert (config.ingest.voxel_size_angstrom, config.ingest.contrast) == (13.5, "dark")
+    assert [source.voxel_size_angstrom for source in config.inputs] == [13.5, 13.5]
+    assert (config.ingest.voxel_size_angstrom, config.ingest.contrast) == (None, "dark")
     assert config.pick.radius_angstrom == 120
-    assert f"cryoscale run {place}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"cryoscale run {place}" in said
+    assert "13.5 Å, as given: 2 tomograms" in said
     assert run_command(["init", place, str(small_sources[0]), "--set", "cluster.n_clusters=7"]) == 0
     again = Run.open(place).config
     assert again.inputs == config.inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
@@ -67,7 +68,7 @@ def test_garbage_is_a_configuration_error_and_nothing_else(raw: dict[str, object
     try:
         config = load_config(text)
     except ConfigurationError as error:
-        assert "run.toml" in str(error)
+        assert "run.toml" in str(error)  # noqa: PT017 - some values are fine
     else:
         assert load_config(dump_config(config)) == config
 
@@ -104,10 +105,8 @@ def test_setting_that_cannot_be(word: str) -> None:
 @given(run_configs(), TABLES, KEYS, plain_toml())
 def test_any_setting_is_taken_or_refused(config: RunConfig, table: str, key: str, value: object) -> None:
     text = tomli_w.dumps({"v": value}).partition("=")[2].strip()
-    try:
+    with contextlib.suppress(ConfigurationError):
         apply_settings(config, [f"{table}.{key}={text}"])
-    except ConfigurationError:
-        pass
 
 
 def test_settings_do_not_change_what_they_start_from() -> None:

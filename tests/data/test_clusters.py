@@ -68,7 +68,9 @@ def parse(text: str, clusters: ClusterFolder) -> Selection | None:
 
 def test_selection_comes_back(clusters: ClusterFolder) -> None:
     assert clusters.selection(4) is None
-    chosen = parse('[classes.a]\nclusters = [3, 1, 3]\ncolor = "#0a0B0c"\n[classes.b]\nclusters = [0]', clusters)
+    chosen = parse(
+        '[classes.a]\nclusters = [3, 1, 3]\ncolor = "#0a0B0c"\n[classes.b]\nclusters = [0]', clusters
+    )
     assert chosen is not None
     assert chosen.classes == (("a", (1, 3)), ("b", (0,)))
     assert chosen.colors[0] == (10, 11, 12)
@@ -132,7 +134,7 @@ def test_garbage_is_a_configuration_error_and_nothing_else(raw: dict[str, Any]) 
     try:
         chosen = parse_selection(raw, 4, origin="selection.toml")
     except ConfigurationError as error:
-        assert "selection.toml" in str(error)
+        assert "selection.toml" in str(error)  # noqa: PT017 - some values are fine
         return
     if chosen is not None:
         assert parse_selection(chosen.to_toml(), 4, origin="x") == chosen

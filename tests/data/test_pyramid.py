@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -125,7 +126,7 @@ def test_create_again_takes_the_old_away_but_for_labels(folder: Folder) -> None:
 def test_levels_halve_until_small(shape: Zyx, count: int | None) -> None:
     levels = pyramid_levels(shape, 7.84, count=count)
     assert levels[0].shape == shape
-    for below, level in zip(levels, levels[1:], strict=False):
+    for below, level in itertools.pairwise(levels):
         assert level.shape == tuple((n + 1) // 2 for n in below.shape)
         assert level.voxel_size_angstrom == pytest.approx(2 * below.voxel_size_angstrom)
     if count is None:

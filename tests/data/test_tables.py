@@ -64,10 +64,10 @@ def test_same_columns_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_missing_or_broken_table_is_named(folder: Folder) -> None:
-    with pytest.raises(StateError, match="none.parquet does not exist"):
+    with pytest.raises(StateError, match=r"none\.parquet does not exist"):
         read_table(folder, "none.parquet")
     folder.write_bytes("bad.parquet", b"PAR1 not really")
-    with pytest.raises(StateError, match="bad.parquet is not a readable parquet"):
+    with pytest.raises(StateError, match=r"bad\.parquet is not a readable parquet"):
         read_table(folder, "bad.parquet")
 
 

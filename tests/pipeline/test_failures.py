@@ -13,9 +13,9 @@ import pytest
 
 from cryoscale.data.ledger import UnitLedger, unit_states
 from cryoscale.data.run import Run
-from cryoscale.errors import CryoscaleError, DataError, SurroundingsError
+from cryoscale.errors import DataError, SurroundingsError
 from cryoscale.formats.mrc_write import write_mrc
-from cryoscale.pipeline import driver
+from cryoscale.pipeline import engines
 from cryoscale.stages.ingest import IngestStage
 from cryoscale.stages.pick import PickStage
 from cryoscale.stages.segment import SegmentStage
@@ -156,7 +156,7 @@ def test_failing_block_is_tried_three_times_then_alone_then_quarantined(
     assert mended.exit_code == 0
     assert len([t for t in mended.tasks if t.stage == "ingest" and t.tomogram == "alpha"]) == 1 + 1 + 1
     mine, whole = artifact_digest(run), artifact_digest(finished_run)
-    both = [k for k in whole if k.startswith("picks") or k.startswith("tomo") and "labels" not in k]
+    both = [k for k in whole if k.startswith("picks") or (k.startswith("tomo") and "labels" not in k)]
     assert both
     assert not differences({k: mine[k] for k in both}, {k: whole[k] for k in both})
 
@@ -227,7 +227,7 @@ def mortal(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], MortalExecutor]:
 
     def use(*deadly: str) -> MortalExecutor:
         executor = MortalExecutor(Deadly(frozenset(deadly)))
-        monkeypatch.setattr(driver, "open_executor", lambda *_: executor)
+        monkeypatch.setattr(engines, "open_executor", lambda *_: executor)
         return executor
 
     return use
@@ -272,9 +272,13 @@ def test_segment_refuses_one_block_and_instances_wait(copied_run: Run) -> None:
 
 def test_memory_that_a_plan_does_not_have_is_said_before_any_block(make_run: Callable[..., Run]) -> None:
     run = make_run("execution.memory_budget=10MB")
-    with pytest.raises(CryoscaleError, match=r"ingest of alpha needs .*block_voxels"):
-        drive(run)
+    ended = drive(run)
+    assert ended.exit_code == 1
+    assert not ended.tasks
     assert not run.folder.exists("tomograms")
+    for failure, name in zip(ended.failures, ("alpha", "beta"), strict=True):
+        assert f"of {name} needs" in failure["reason"]
+        assert "execution.memory_budget" in failure["reason"]
 
 
 def test_unfinished_unit_leaves_its_marks(make_run: Callable[..., Run]) -> None:

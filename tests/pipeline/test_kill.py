@@ -14,7 +14,11 @@ from cryoscale.testing.crashes import Moment, drive_and_die
 from tests.conftest import SELECTION
 from tests.pipeline.driving import drive
 
-EVENTS, WRITES, DELETES = 90, 330, 130  # about what an undisturbed run has of each; later moments end it whole
+EVENTS, WRITES, DELETES = (
+    90,
+    330,
+    130,
+)  # about what an undisturbed run has of each; later moments end it whole
 
 
 @pytest.fixture(scope="session")

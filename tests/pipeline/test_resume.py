@@ -73,6 +73,35 @@ def test_one_mark_gone_runs_one_block(
     assert ours == theirs
 
 
+class Killed(BaseException):
+    """The driver dies here."""
+
+
+@pytest.mark.parametrize(("stage", "artifact"), [("pick", "picks"), ("instances", "instances")])
+def test_seal_that_the_ledger_did_not_hear_of_runs_again(
+    copied_run: Run, monkeypatch: pytest.MonkeyPatch, stage: str, artifact: str
+) -> None:
+    """What the blocks left for the seal must still be there: else the second seal finds nothing."""
+    before = artifact_digest(copied_run)
+    copied_run.ledger.delete(stage)
+    plain = UnitLedger.seal
+
+    def die(ledger: UnitLedger, *rest: object, **words: object) -> None:
+        if ledger.stage == stage:
+            raise Killed
+        plain(ledger, *rest, **words)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as broken:
+        broken.setattr(UnitLedger, "seal", die)
+        with pytest.raises(Killed):
+            drive(copied_run)
+    again = drive(copied_run)
+    assert again.exit_code == 0
+    assert [t.block for t in again.tasks if (t.stage, t.tomogram) == (stage, "alpha")] == [-1]
+    assert not differences(before, artifact_digest(copied_run))
+    assert any(path.startswith(artifact) for path in before)
+
+
 def test_one_mark_of_many_gone_runs_that_block_alone(
     make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:

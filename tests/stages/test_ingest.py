@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def test_pyramid_equals_numpy(
     tomogram, levels = read_all(run, "t")
     assert levels[0].dtype == volume.dtype
     assert np.array_equal(levels[0], volume)
-    for below, level in zip(levels, levels[1:], strict=False):
+    for below, level in itertools.pairwise(levels):
         expected = halve(below)
         assert level.dtype == volume.dtype
         if volume.dtype.kind == "f":
