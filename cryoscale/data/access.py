@@ -9,7 +9,7 @@ from typing import Any
 from cryoscale.config import RunConfig
 from cryoscale.data.clusters import ClusterFolder, Selection
 from cryoscale.data.folder import Folder
-from cryoscale.data.rows import Encodings, Picks, count_picks, read_assignments, read_picks
+from cryoscale.data.rows import Encodings, Picks, count_picks, read_assignments, read_pick_notes, read_picks
 from cryoscale.data.run import Run
 from cryoscale.data.tomogram import (
     VOXEL_SIZE_TOLERANCE,
@@ -136,6 +136,11 @@ class Access:
         """Read the picks of a tomogram."""
         self._may("picks")
         return read_picks(self.run.picks, self._name(tomogram))
+
+    def pick_notes(self, tomogram: str | None = None) -> dict[str, str]:
+        """Read what was recorded beside the picks of a tomogram."""
+        self._may("picks")
+        return read_pick_notes(self.run.picks, self._name(tomogram))
 
     def pick_count(self, tomogram: str | None = None) -> int:
         """Return the number of picks of a tomogram, touching metadata only."""

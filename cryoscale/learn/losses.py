@@ -63,6 +63,9 @@ class AutoencoderLoss:
         return error + sparsity, {"reconstruction": error.detach(), "sparsity": sparsity.detach()}
 
 
+IGNORED = 255  # the target value of voxels that count for nothing
+
+
 @dataclass(frozen=True)
 class SegmentationLoss:
     """Cross-entropy per voxel, averaged over the voxels of the batch.
@@ -72,9 +75,13 @@ class SegmentationLoss:
     class_weights : tuple of float, optional
         One per class, background first. The weighted mean is divided by the number of voxels, not by the sum
         of the weights, so a batch's loss does not depend on its mixture of classes in two ways.
+    ignored : int
+        Target value of voxels that nobody knows the class of; they count neither in the loss nor in the
+        accuracy.
     """
 
     class_weights: tuple[float, ...] | None = None
+    ignored: int = IGNORED
 
     def __call__(
         self, output: Any, inputs: Tensor, targets: Tensor | None
@@ -89,9 +96,13 @@ class SegmentationLoss:
                 raise ConfigurationError(
                     f"{len(weight)} class weights for {output.shape[1]} classes, background included."
                 )
-        per_voxel = torch_f.cross_entropy(output.float(), targets.long(), weight=weight, reduction="none")
-        right = (output.detach().argmax(dim=1) == targets).float().mean()
-        return per_voxel.mean(), {"accuracy": right}
+        wanted = targets.long()
+        known = (wanted != self.ignored).sum().clamp(min=1)
+        per_voxel = torch_f.cross_entropy(
+            output.float(), wanted, weight=weight, ignore_index=self.ignored, reduction="none"
+        )
+        right = (output.detach().argmax(dim=1) == wanted).sum() / known
+        return per_voxel.sum() / known, {"accuracy": right}
 
 
 def class_weights_of(targets: npt.NDArray[Any], n_classes: int, *, power: float = 0.5) -> tuple[float, ...]:

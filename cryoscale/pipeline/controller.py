@@ -150,7 +150,8 @@ class Controller:
     def _nothing_chosen(self) -> str:
         """Say why there is no selection; empty when there is one."""
         try:
-            self.on_gate()
+            if self.graph.selection() is None:
+                self.on_gate()
             return "" if self.graph.selection() is not None else "no clusters are selected"
         except ConfigurationError as error:  # a half-edited file must not end a long run
             self.bus.emit(Message(text=str(error), level="warning"))

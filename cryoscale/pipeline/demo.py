@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SETTINGS = [
     "patch.size_voxels=16",
     "patch.smooth_sigma_voxels=1",
-    "pick.radius_angstrom=100",
+    "pick.radius_angstrom=97",
     "pick.threshold_rule=score",
     "pick.threshold=0",
     "encoder.epochs=15",
@@ -35,7 +35,7 @@ SETTINGS = [
     "cluster.n_clusters=50",
     "segmenter.epochs=15",
     "segmenter.batch_size=16",
-    "segmenter.max_patches=160",
+    "segmenter.max_patches=400",
     "segmenter.background_share=0.5",
 ]
 MATCH_VOXELS = 5  # a pick belongs to a particle within this distance
@@ -148,7 +148,7 @@ def _label_rows(scores: SegmentationScores, cell: Cell) -> list[dict[str, Any]]:
 
 def as_text(scores: dict[str, Any]) -> str:
     """Lay the scores out as two small tables."""
-    lines = ["", "picks of each kind, F1 (cells that had no part in choosing):"]
+    lines = ["", "picks of each kind, F1 of the best choice with the truth in hand (an upper bound for both):"]
     lines.append(f"  {'tomogram':<10}{'kind':<12}{'recall':>8}{'picker':>8}{'clusters':>10}{'shuffled':>10}")
     lines += [
         f"  {row['tomogram']:<10}{row['class']:<12}{row['recall']:>8.2f}{row['picker_f1']:>8.2f}"

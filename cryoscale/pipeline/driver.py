@@ -13,7 +13,7 @@ from typing import Any
 
 from cryoscale.config import RunConfig
 from cryoscale.data.clusters import SELECTION, SUGGESTION
-from cryoscale.data.ledger import ALL, UnitLedger
+from cryoscale.data.ledger import ALL, UnitLedger, recorded_failures
 from cryoscale.data.run import Run
 from cryoscale.errors import ConfigurationError, CryoscaleError, SurroundingsError
 from cryoscale.pipeline.attempts import Limits
@@ -127,7 +127,9 @@ def run_pipeline(
             controller.run()
         finally:
             failures = failures_of(graph)
-            run.write_failures(failures)
+            later = [step.name for step in steps_for(config) if step.name not in graph.by_step]
+            known = recorded_failures(run.ledger, later, set(graph.tomograms))
+            run.write_failures([*failures, *known])
     return _result(graph, failures)
 
 

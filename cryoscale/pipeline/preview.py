@@ -185,9 +185,17 @@ class _HeaderAccess(Access):
         self._may("picks")
         return self.config.pick.max_picks or 0
 
+    def pick_notes(self, tomogram: str | None = None) -> dict[str, str]:
+        self._may("picks")
+        return {}
+
     def model(self, name: str) -> Any:
         real = super().model(name)
-        return real if real.exists else _Foretold(card=_ASSUMED_CARD)
+        if real.exists:
+            return real
+        wanted = self.config.encoder if name == "encoder" else self.config.segmenter
+        architecture = {"channels": wanted.channels, "dimension": self.config.encoder.dimension}
+        return _Foretold(card={**_ASSUMED_CARD, "architecture": architecture})
 
     def selection(self) -> Any:
         self._may("selection")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from cryoscale.config.sections import PatchConfig
 from cryoscale.data.access import Access
 from cryoscale.data.pyramid import Level
-from cryoscale.data.rows import PICK_TILE_VOXELS, read_pick_notes
+from cryoscale.data.rows import PICK_TILE_VOXELS
 from cryoscale.data.tomogram import Tomogram
 from cryoscale.geometry import Box, Grid, Zyx, fast_length
 from cryoscale.ops.gaussian import filter_tile, halo_voxels
@@ -63,8 +63,7 @@ class PatchReader:
         opened, number = access.open_tomogram(tomogram), access.working_level(tomogram)
         config, known = access.config.patch, None
         if "picks" in access.reads:
-            notes = read_pick_notes(access.run.picks, access.tomogram if tomogram is None else tomogram)
-            known = recorded_statistics(notes, number, config.smooth_sigma_voxels)
+            known = recorded_statistics(access.pick_notes(tomogram), number, config.smooth_sigma_voxels)
         return cls(opened, number, config, known)
 
     @property

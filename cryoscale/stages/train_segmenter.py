@@ -126,6 +126,9 @@ def _training_set(access: Access, selection: Selection) -> tuple[Patches, npt.ND
     level = config.level if config.level is not None else min(_otsu_level(decoded), -1e-3)
     _fill_masks(decoded, values, level, masks[:members])
     _check_masks(decoded, masks[:members], values, selection, level)
+    if config.ignore_unselected and len(inputs) > members:
+        _decode(access, extra, inputs[members:])
+        _fill_ignored(inputs[members:], level, masks[members:])
     gather_sample(access, chosen, inputs[:members])
     gather_sample(access, extra, inputs[members:])
     return inputs, masks, float(level)
@@ -181,6 +184,15 @@ def _fill_masks(
     for start in range(0, len(decoded), MASK_ROWS):
         part = slice(start, start + MASK_ROWS)
         np.multiply(decoded[part] < level, values[part, None, None, None].astype(np.uint8), out=out[part])
+
+
+def _fill_ignored(decoded: Patches, level: float, out: npt.NDArray[np.uint8]) -> None:
+    """Mark what looks like an object in patches of no class: nobody said that it is background."""
+    from cryoscale.learn.losses import IGNORED
+
+    for start in range(0, len(decoded), MASK_ROWS):
+        part = slice(start, start + MASK_ROWS)
+        np.multiply(decoded[part] < level, np.uint8(IGNORED), out=out[part])
 
 
 def _check_masks(
