@@ -142,6 +142,9 @@ class SegmenterConfig(TrainingConfig):
     max_patches: Count = 5_000
     level: Annotated[float, Field(lt=0)] | None = None  # None: from the histogram of decoded members
     background_share: Annotated[float, Field(ge=0, le=10)] = 1.0  # background patches per object patch
+    shift: Annotated[float, Field(ge=0, le=0.5)] = (
+        0.5  # show objects off centre, by up to this share of the box
+    )
     ignore_unselected: bool = True  # objects in background patches are left out of the loss, not background
     weights: str | None = None  # a model folder of another run
 

@@ -34,7 +34,7 @@ from cryoscale.runtime.memory import check_plan
 from cryoscale.runtime.task import Outcome, Task
 from cryoscale.stages.base import BlockStage, StageWork, WholeStage
 
-INTERPRETER_BYTES = {"cpu": 300 * 2**20, "model": 900 * 2**20}  # an idle worker with its libraries loaded
+INTERPRETER_BYTES = {"cpu": 400 * 2**20, "model": 900 * 2**20}  # an idle worker with its libraries loaded
 OPEN_TASKS = 512  # per engine; units whose blocks would go beyond wait to be opened
 FLUSH_MARKS = 32
 FLUSH_SECONDS = 1.0

@@ -148,7 +148,10 @@ def _label_rows(scores: SegmentationScores, cell: Cell) -> list[dict[str, Any]]:
 
 def as_text(scores: dict[str, Any]) -> str:
     """Lay the scores out as two small tables."""
-    lines = ["", "picks of each kind, F1 of the best choice with the truth in hand (an upper bound for both):"]
+    lines = [
+        "",
+        "picks of each kind, F1 of the best choice with the truth in hand (an upper bound for both):",
+    ]
     lines.append(f"  {'tomogram':<10}{'kind':<12}{'recall':>8}{'picker':>8}{'clusters':>10}{'shuffled':>10}")
     lines += [
         f"  {row['tomogram']:<10}{row['class']:<12}{row['recall']:>8.2f}{row['picker_f1']:>8.2f}"

@@ -44,7 +44,7 @@ class TrainSegmenterStage(WholeStage):
     """From a selection of clusters to the weights of a segmentation network."""
 
     name = "train_segmenter"
-    version = 2
+    version = 3
     engine = "model"
     reads = frozenset({"tomogram", "picks", "encodings", "encoder", "clusters", "assignments", "selection"})
     writes = "segmenter"
@@ -129,8 +129,11 @@ def _training_set(access: Access, selection: Selection) -> tuple[Patches, npt.ND
     if config.ignore_unselected and len(inputs) > members:
         _decode(access, extra, inputs[members:])
         _fill_ignored(inputs[members:], level, masks[members:])
-    gather_sample(access, chosen, inputs[:members])
-    gather_sample(access, extra, inputs[members:])
+    offsets = [_offsets(access, rows, number) for number, rows in enumerate((chosen, extra))]
+    if config.shift:
+        _shift_masks(masks, np.concatenate([*offsets[0], *offsets[1]]))
+    gather_sample(access, chosen, inputs[:members], offsets[0])
+    gather_sample(access, extra, inputs[members:], offsets[1])
     return inputs, masks, float(level)
 
 
@@ -193,6 +196,37 @@ def _fill_ignored(decoded: Patches, level: float, out: npt.NDArray[np.uint8]) ->
     for start in range(0, len(decoded), MASK_ROWS):
         part = slice(start, start + MASK_ROWS)
         np.multiply(decoded[part] < level, np.uint8(IGNORED), out=out[part])
+
+
+def _offsets(access: Access, rows: Rows, number: int) -> list[npt.NDArray[np.int64]]:
+    """Draw how far off its pick each patch is cut, voxels; no patch leaves its tomogram."""
+    config, box = access.config.segmenter, np.array(access.config.patch.box)
+    rng = np.random.default_rng([config.seed, number])
+    reach = np.floor(config.shift * box).astype(np.int64)
+    offsets = []
+    for tomogram, mine in zip(access.tomograms, rows, strict=True):
+        level = access.open_tomogram(tomogram).facts.levels[access.working_level(tomogram)]
+        centres = level.to_voxels(access.picks(tomogram).positions_N3[mine])
+        wanted = centres + rng.integers(-reach, reach, size=(len(mine), 3), endpoint=True)
+        inside = np.clip(wanted, box // 2, np.array(level.shape) - box + box // 2)
+        offsets.append(inside - centres)
+    return offsets
+
+
+def _shift_masks(masks: npt.NDArray[np.uint8], offsets_N3: npt.NDArray[np.int64]) -> None:
+    """Move each mask against its patch's offset; what comes in from outside is unknown, and ignored.
+
+    Dense prediction meets objects anywhere in its windows. A network that has only seen them centred finds
+    half as many.
+    """
+    from cryoscale.learn.losses import IGNORED
+
+    for mask, offset in zip(masks, offsets_N3, strict=True):
+        moved = np.full_like(mask, IGNORED)
+        old = tuple(slice(max(0, d), n + min(0, d)) for d, n in zip(offset, mask.shape, strict=True))
+        new = tuple(slice(max(0, -d), n - max(0, d)) for d, n in zip(offset, mask.shape, strict=True))
+        moved[new] = mask[old]
+        mask[...] = moved
 
 
 def _check_masks(

@@ -74,23 +74,31 @@ def sample_rows(counts: list[int], most: int, seed: int) -> list[npt.NDArray[np.
     return [drawn[(drawn >= a) & (drawn < b)] - a for a, b in pairwise(starts)]
 
 
-def gather_rows(
+def gather_sample(
     access: Access,
-    tomogram: str,
-    rows: npt.NDArray[np.int64],
-    out: npt.NDArray[np.float32] | None = None,
-) -> npt.NDArray[np.float32]:
-    """Cut the patches of some picks of a tomogram, (N, Z, Y, X), into `out` if it is given."""
-    reader = PatchReader.for_access(access, tomogram)
-    return reader.gather(reader.voxels(access.picks(tomogram).positions_N3[rows]), out)
+    rows: list[npt.NDArray[np.int64]],
+    out: npt.NDArray[np.float32],
+    offsets: list[npt.NDArray[np.int64]] | None = None,
+) -> None:
+    """Cut the patches of some picks of each tomogram of the set, one after the other, into `out`.
 
-
-def gather_sample(access: Access, rows: list[npt.NDArray[np.int64]], out: npt.NDArray[np.float32]) -> None:
-    """Cut the patches of the given rows of each tomogram of the set, one after the other, into `out`."""
+    Parameters
+    ----------
+    rows : list of (n,) int
+        Rows of each tomogram.
+    out : (N, Z, Y, X) float32
+        Takes them.
+    offsets : list of (n, 3) int, optional
+        How far off its pick each patch is cut, voxels.
+    """
     first = 0
-    for tomogram, mine in zip(access.tomograms, rows, strict=True):
+    for number, (tomogram, mine) in enumerate(zip(access.tomograms, rows, strict=True)):
         if len(mine):
-            gather_rows(access, tomogram, mine, out[first : first + len(mine)])
+            reader = PatchReader.for_access(access, tomogram)
+            centres = reader.voxels(access.picks(tomogram).positions_N3[mine])
+            if offsets is not None:
+                centres = centres + offsets[number]
+            reader.gather(centres, out[first : first + len(mine)])
         first += len(mine)
 
 
