@@ -19,7 +19,7 @@ from cryoscale.geometry import Block, Grid
 from cryoscale.ops.components import BlockComponents, label_block, merge
 from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan
 
-VOXELS_PER_OBJECT = 4096  # a guess for plans: objects and specks at the faces of blocks, one per so many
+VOXELS_PER_OBJECT = 1024  # a guess for plans: objects and specks at the faces of blocks, one per so many
 ROW_BYTES = 112  # a component in the table of its block
 TABLE_BYTES = 4 * ROW_BYTES  # while components are joined: the tables, their sorted copies, the links
 COLUMNS = ("values_N", "voxels_N", "sums_N3", "lower_N3", "upper_N3", "first_N3")
