@@ -76,6 +76,8 @@ SMALL_SETTINGS = (
     "cluster.n_clusters=5", "cluster.restarts=2",
     "segmenter.channels=4", "segmenter.epochs=12", "segmenter.threads=1",
     "segmenter.learning_rate=0.02", "segmenter.batch_size=8", "segmenter.background_share=0.3",
+    "segmenter.shift=0", "segmenter.ignore_unselected=false",  # four channels learn centred objects only
+
     "segment.overlap_voxels=0", "instances.min_voxels=4",
     "execution.block_voxels=32", "execution.memory_budget=4GB",
     "execution.pauses=2", "execution.pause_seconds=0.01",

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
+
+# Before anything is imported: a pool of OpenMP's threads would not survive the fork, and its children hang.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import dask
 import numpy as np
