@@ -83,7 +83,9 @@ def drive(
         click.echo(f"failed: {where}: {failure['reason']}", err=True)
     if result.failures:
         click.echo(f"{len(result.failures)} failures, listed in {run.folder.path('failures.csv')}", err=True)
-    if result.waiting:
+    if result.problem:
+        click.echo(f"cryoscale: {result.problem}", err=True)
+    elif result.waiting:
         click.echo(_what_next(place))
     elif not result.failures and until is None:
         click.echo(f"all done. Next: cryoscale report {place}")

@@ -26,12 +26,15 @@ class Limits:
         How often to wait for the surroundings, and how long at first; each further wait is twice as long.
     memory_budget : mapping of str to int
         Bytes per worker of each engine; an engine that is missing is not checked.
+    workers : mapping of str to int
+        Workers of each engine; a fit that is spread over them may take the budgets of all.
     """
 
     attempts: int = 3
     pauses: int = 6
     pause_seconds: float = 2.0
     memory_budget: Mapping[str, int] = field(default_factory=dict)
+    workers: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -44,8 +47,6 @@ class Attempt:
     failures: int = 0
     losses: int = 0
     losses_alone: int = 0
-    pauses: int = 0
-    finished_before: int = -1  # how many tasks had finished when the surroundings first failed it
 
     def again(self, *, alone: bool) -> None:
         """Make the next try; its identifier says which one it is."""
@@ -73,13 +74,6 @@ class Attempt:
         if outcome.failure is not None and outcome.failure.kind == "surroundings":
             return "pause"
         self.failures += 1
-        if alone:
+        if alone and self.failures >= limits.attempts:
             return "give up"
-        return "alone" if self.failures >= limits.attempts else "again"
-
-    def hopeless(self, finished: int, limits: Limits) -> bool:
-        """Whether the surroundings fail this task alone: others finished while it was paused too often."""
-        self.pauses += 1
-        if self.finished_before < 0:
-            self.finished_before = finished
-        return self.pauses > limits.pauses and finished > self.finished_before
+        return "alone" if alone or self.failures >= limits.attempts else "again"

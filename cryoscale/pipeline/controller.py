@@ -19,7 +19,7 @@ from typing import Any
 from cryoscale.data.ledger import ALL, Mark, UnitLedger
 from cryoscale.errors import ConfigurationError, CryoscaleError, SurroundingsError
 from cryoscale.pipeline.attempts import Attempt, Limits
-from cryoscale.pipeline.units import TERMINAL, Unit, UnitGraph
+from cryoscale.pipeline.units import Unit, UnitGraph, quarantine_text, shown
 from cryoscale.runtime.events import (
     EventBus,
     Message,
@@ -36,6 +36,9 @@ from cryoscale.stages.base import BlockStage, StageWork, WholeStage
 
 INTERPRETER_BYTES = {"cpu": 400 * 2**20, "model": 900 * 2**20}  # an idle worker with its libraries loaded
 OPEN_TASKS = 512  # per engine; units whose blocks would go beyond wait to be opened
+STOPPED = "The run stopped with its work kept; mend this, then give the same command again."
+NO_SELECTION = "no clusters are selected"
+AFTER_SELECTION = "clusters must be selected first"
 FLUSH_MARKS = 32
 FLUSH_SECONDS = 1.0
 
@@ -125,8 +128,9 @@ class Controller:
                 self._open(unit)
             elif verdict == "blocked":
                 waiting = any(u.state == "waiting" for u in self.graph.inputs_of(unit))
-                unit.reason = "clusters must be selected first" if waiting else "an earlier stage failed"
+                unit.reason = AFTER_SELECTION if waiting else "an earlier stage failed"
                 self._end(unit, "waiting" if waiting else "blocked")
+        later.sort(key=lambda unit: (self._order[unit.tomogram], self._steps[unit.step.name]))
         self._to_check.extend(later)
 
     def _end(self, unit: Unit, state: str) -> None:
@@ -144,15 +148,21 @@ class Controller:
             self._open_chosen(unit)
         except SurroundingsError:
             raise
+        except PermissionError as error:
+            self._fail(unit, f"{error.filename}: {error.strerror}.")
+        except OSError:
+            raise
         except CryoscaleError as error:
             self._fail(unit, str(error))
+        except Exception as error:  # a bug that one tomogram meets must not end the others
+            self._fail(unit, f"{type(error).__name__}: {error}")
 
     def _nothing_chosen(self) -> str:
         """Say why there is no selection; empty when there is one."""
         try:
             if self.graph.selection() is None:
                 self.on_gate()
-            return "" if self.graph.selection() is not None else "no clusters are selected"
+            return "" if self.graph.selection() is not None else NO_SELECTION
         except ConfigurationError as error:  # a half-edited file must not end a long run
             self.bus.emit(Message(text=str(error), level="warning"))
             return str(error)
@@ -193,8 +203,14 @@ class Controller:
         """Refuse a unit whose promise does not fit a worker; raises `MemoryBudgetError`."""
         engine = unit.step.stage.engine
         budget = self.limits.memory_budget.get(engine)
+        if budget and unit.step.stage.needs_client:
+            budget *= self.limits.workers.get(engine, 1)
         if budget:
-            check_plan(unit.step.name, _shown(unit), promised + INTERPRETER_BYTES[engine], 1, budget)
+            check_plan(unit.step.name, shown(unit), promised + INTERPRETER_BYTES[engine], 1, budget)
+
+    @staticmethod
+    def _promise(unit: Unit) -> int:
+        return unit.plan.bytes_per_worker + INTERPRETER_BYTES[unit.step.stage.engine] if unit.plan else 0
 
     def _announce(self, unit: Unit, blocks: int, voxels: int) -> None:
         done = (
@@ -204,7 +220,7 @@ class Controller:
         )
         self.bus.emit(
             StageStarted(
-                stage=unit.step.name, tomogram=_shown(unit), blocks=blocks, already=len(unit.marks),
+                stage=unit.step.name, tomogram=shown(unit), blocks=blocks, already=len(unit.marks),
                 voxels=voxels - done,
             )
         )  # fmt: skip
@@ -221,7 +237,7 @@ class Controller:
                     self._queue(unit, block, work)
                 return
             if unit.quarantined:
-                self._fail(unit, _quarantine_text(unit))
+                self._fail(unit, quarantine_text(unit))
                 return
             unit.phase += 1
         unit.state = "sealing"
@@ -239,7 +255,8 @@ class Controller:
 
     def _push(self, attempt: Attempt) -> None:
         unit = attempt.unit
-        rank = (self._order[unit.tomogram], self._steps[unit.step.name], next(self._tie))
+        # Tasks that the surroundings failed go behind the rest, so that one bad folder stops nobody else.
+        rank = (unit.pauses, self._order[unit.tomogram], self._steps[unit.step.name], next(self._tie))
         heapq.heappush(self._queues[unit.step.stage.engine], (rank, attempt))
 
     def _submit(self) -> None:
@@ -252,6 +269,8 @@ class Controller:
             executor = self.engines[name]()
             while queue and executor.in_flight < executor.window:
                 _, attempt = heapq.heappop(queue)
+                if attempt.unit.state == "failed":
+                    continue
                 self._running[attempt.task.identifier] = attempt
                 executor.submit(attempt.task)
 
@@ -276,14 +295,18 @@ class Controller:
         report = outcome.value if outcome.status == "finished" else None
         voxels = getattr(report, "voxels", 0)
         empty = bool(getattr(report, "empty", False))
-        self._tell(attempt, outcome, voxels, empty)
         if outcome.status == "finished":
+            self._tell(attempt, outcome, voxels, "empty" if empty else "done")
             self._pause.count = 0
             self._finished += 1
             self._finish(attempt, outcome, empty=empty, voxels=voxels)
             return
-        reason = outcome.failure.message if outcome.failure else "its worker died (killed, or out of memory)"
         verdict = attempt.judge(outcome, self.limits)
+        ended: TaskStatus = "lost" if outcome.status == "lost" else "failed"
+        self._tell(attempt, outcome, 0, "quarantined" if verdict == "give up" else ended)
+        if attempt.unit.state == "failed":
+            return
+        reason = outcome.failure.message if outcome.failure else "its worker died (killed, or out of memory)"
         if verdict == "pause":
             self._wait_for_surroundings(attempt, reason)
         elif verdict == "give up":
@@ -292,19 +315,14 @@ class Controller:
             attempt.again(alone=verdict == "alone")
             self._push(attempt)
 
-    def _tell(self, attempt: Attempt, outcome: Outcome, voxels: int, empty: bool) -> None:
+    def _tell(self, attempt: Attempt, outcome: Outcome, voxels: int, status: TaskStatus) -> None:
         unit = attempt.unit
-        status: TaskStatus = "done"
-        if outcome.status != "finished":
-            status = "lost" if outcome.status == "lost" else "failed"
-        elif empty:
-            status = "empty"
         self.bus.emit(
             TaskEnded(
-                stage=unit.step.name, tomogram=_shown(unit),
+                stage=unit.step.name, tomogram=shown(unit),
                 block=-1 if attempt.block is None else attempt.block, status=status,
                 seconds=outcome.seconds, voxels=voxels, worker=outcome.worker, started=outcome.started,
-                peak_bytes=outcome.peak_bytes, promised_bytes=_promise(unit),
+                peak_bytes=outcome.peak_bytes, promised_bytes=self._promise(unit),
                 message=outcome.failure.message if outcome.failure else "", attempt=attempt.task.attempt,
             )
         )  # fmt: skip
@@ -340,7 +358,7 @@ class Controller:
         unit.plan, unit.marks = None, {}  # ten million blocks are not kept in memory
         self._end(unit, "sealed")
         if fresh:
-            self.bus.emit(StageSealed(stage=unit.step.name, tomogram=_shown(unit)))
+            self.bus.emit(StageSealed(stage=unit.step.name, tomogram=shown(unit)))
 
     def _give_up(self, attempt: Attempt, reason: str) -> None:
         unit = attempt.unit
@@ -354,26 +372,34 @@ class Controller:
         self._end(unit, "failed")
         if unit.ledger is not None:
             unit.ledger.fail(reason)
-        self.bus.emit(UnitFailed(stage=unit.step.name, tomogram=_shown(unit), reason=reason))
+        self.bus.emit(UnitFailed(stage=unit.step.name, tomogram=shown(unit), reason=reason))
 
     def _wait_for_surroundings(self, attempt: Attempt, reason: str) -> None:
         """Quarantine nothing; pause, say so, try again with a limit."""
-        pause = self._pause
-        if attempt.hopeless(self._finished, self.limits):
-            self._fail(attempt.unit, reason)  # others go on well: it is this unit's file or folder
-            return
+        pause, unit = self._pause, attempt.unit
+        unit.pauses += 1
+        if unit.finished_before < 0:
+            unit.finished_before = self._finished
         if time.monotonic() >= pause.until:
             pause.count += 1
             if pause.count > self.limits.pauses:
-                raise SurroundingsError(
-                    f"{attempt.unit.step.name} of {attempt.unit.tomogram}: {reason}",
-                    remedy="The run stopped with its work kept; mend this, then give the same command again.",
-                )
+                if self._finished == unit.finished_before:
+                    raise SurroundingsError(f"{unit.step.name} of {unit.tomogram}: {reason}", remedy=STOPPED)
+                pause.count = 0  # others went on well meanwhile: it is this unit's file or folder
+                self._fail(unit, reason)
+                return
             seconds = self.limits.pause_seconds * 2 ** (pause.count - 1)
             pause.until = time.monotonic() + seconds
             self.bus.emit(Message(text=f"paused for {seconds:g} s: {reason}", level="warning"))
         attempt.again(alone=attempt.task.alone)
         self._push(attempt)
+        self._rank_again(unit.step.stage.engine)
+
+    def _rank_again(self, engine: str) -> None:
+        """Put the queued tasks of units that the surroundings fail behind those of the others."""
+        queue = self._queues[engine]
+        queue[:] = [((attempt.unit.pauses, *rank[1:]), attempt) for rank, attempt in queue]
+        heapq.heapify(queue)
 
     def _flush(self, *, force: bool = False) -> None:
         if not force and time.monotonic() - self._flushed < FLUSH_SECONDS:
@@ -382,23 +408,3 @@ class Controller:
         for unit in self.graph.units.values():
             if unit.ledger is not None and unit.ledger.pending:
                 unit.ledger.flush()
-
-
-def unfinished(graph: UnitGraph) -> list[Unit]:
-    """List the units that did not end sealed, in order."""
-    return [unit for unit in graph.units.values() if unit.state in TERMINAL - {"sealed"}]
-
-
-def _shown(unit: Unit) -> str:
-    """Return the tomogram's name for people; empty for the whole data set."""
-    return "" if unit.tomogram == ALL else unit.tomogram
-
-
-def _promise(unit: Unit) -> int:
-    return unit.plan.bytes_per_worker + INTERPRETER_BYTES[unit.step.stage.engine] if unit.plan else 0
-
-
-def _quarantine_text(unit: Unit) -> str:
-    marks = unit.quarantined
-    assert unit.plan is not None
-    return f"{len(marks)} of {unit.plan.block_count} blocks quarantined; the first: {marks[0].reason}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import time
@@ -15,12 +16,12 @@ from cryoscale.config import RunConfig
 from cryoscale.data.clusters import SELECTION, SUGGESTION
 from cryoscale.data.ledger import ALL, UnitLedger, recorded_failures
 from cryoscale.data.run import Run
-from cryoscale.errors import ConfigurationError, CryoscaleError, SurroundingsError
+from cryoscale.errors import ConfigurationError, CryoscaleError, StateError, SurroundingsError
 from cryoscale.pipeline.attempts import Limits
-from cryoscale.pipeline.controller import Controller, unfinished
-from cryoscale.pipeline.engines import EngineChoice, Engines, memory_budgets
+from cryoscale.pipeline.controller import AFTER_SELECTION, NO_SELECTION, Controller
+from cryoscale.pipeline.engines import EngineChoice, Engines, local_workers, memory_budgets
 from cryoscale.pipeline.order import steps_for, upto
-from cryoscale.pipeline.units import UnitGraph
+from cryoscale.pipeline.units import UnitGraph, unfinished
 from cryoscale.runtime.events import Event, EventBus, MemoryWarning, Message, as_record
 from cryoscale.runtime.trace import TraceWriter
 
@@ -71,15 +72,20 @@ class RunResult:
         Whether a person has to select clusters before the rest can go on.
     sealed : dict of str to int
         Units done per stage.
+    problem : str
+        Why the selection that there is cannot be used; empty when there simply is none yet.
     """
 
     failures: list[dict[str, Any]]
     waiting: bool
     sealed: dict[str, int]
+    problem: str = ""
 
     @property
     def exit_code(self) -> int:
-        """0 done, 1 some work failed."""
+        """0 done, 1 some work failed, 2 a selection that cannot be used."""
+        if self.problem:
+            return 2
         return 1 if self.failures else 0
 
 
@@ -100,6 +106,7 @@ def run_pipeline(
         raise ConfigurationError(
             f"{run.folder.url} has no inputs.", remedy="Add files: cryoscale init RUN 'recon/*.mrc'"
         )
+    _check_fit_tomograms(config)
     choice = EngineChoice(options.executor, options.dask, options.ray)
     bus = EventBus()
     for listener in listeners:
@@ -125,19 +132,38 @@ def run_pipeline(
         )
         try:
             controller.run()
-        finally:
-            failures = failures_of(graph)
-            later = [step.name for step in steps_for(config) if step.name not in graph.by_step]
-            known = recorded_failures(run.ledger, later, set(graph.tomograms))
-            run.write_failures([*failures, *known])
-    return _result(graph, failures)
+        except StateError:  # another driver took the run over: its failures are its own
+            raise
+        except BaseException:
+            _write_failures(run, config, graph)
+            raise
+        _write_failures(run, config, graph)
+    return _result(graph, failures_of(graph))
+
+
+def _check_fit_tomograms(config: RunConfig) -> None:
+    """Refuse names that no tomogram has: a fit on nothing, or on less than was asked, would follow."""
+    names = {source.name for source in config.inputs}
+    for name in config.run.fit_tomograms:
+        if name not in names:
+            near = difflib.get_close_matches(name, sorted(names), n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(sorted(names)[:20])}."
+            raise ConfigurationError(f"run.fit_tomograms names '{name}', which is no tomogram; {hint}")
+
+
+def _write_failures(run: Run, config: RunConfig, graph: UnitGraph) -> None:
+    """Write what failed now, and what is on record of stages that were not looked at."""
+    later = [step.name for step in steps_for(config) if step.name not in graph.by_step]
+    known = recorded_failures(run.ledger, later, set(graph.tomograms))
+    run.write_failures([*failures_of(graph), *known])
 
 
 def limits_for(config: RunConfig, choice: EngineChoice) -> Limits:
     """Translate the `[execution]` table."""
     execution = config.execution
     budgets = memory_budgets(config, choice)
-    return Limits(execution.attempts, execution.pauses, execution.pause_seconds, budgets)
+    workers = {engine: local_workers(config, kind) for engine, kind in choice.kinds.items()}
+    return Limits(execution.attempts, execution.pauses, execution.pause_seconds, budgets, workers)
 
 
 def failures_of(graph: UnitGraph) -> list[dict[str, Any]]:
@@ -156,7 +182,10 @@ def _result(graph: UnitGraph, failures: list[dict[str, Any]]) -> RunResult:
         step.name: sum(u.state == "sealed" for u in graph.units.values() if u.step is step)
         for step in graph.steps
     }
-    return RunResult(failures, any(u.state == "waiting" for u in unfinished(graph)), sealed)
+    waiting = [unit for unit in unfinished(graph) if unit.state == "waiting"]
+    problems = [unit.reason for unit in waiting if unit.step.chosen and unit.reason != NO_SELECTION]
+    problem = next((text for text in problems if text != AFTER_SELECTION), "")
+    return RunResult(failures, bool(waiting), sealed, problem)
 
 
 def _accept(run: Run, bus: EventBus) -> None:

@@ -117,11 +117,16 @@ def steps_for(config: RunConfig) -> list[Step]:
                 scope="all",
                 fit=True,
                 chosen=not given_segmenter,
-                behind=("review",),
+                behind=() if given_segmenter else ("review",),
                 outside=lambda c: [c.segmenter.weights],
             )
         )
-    segment_after = ("assign", "train_encoder") if drawn else ("assign", "train_segmenter")
+    # What a mode does not read it does not wait for: dense prediction needs no clusters of its own tomogram.
+    segment_after = {
+        "dense": ("pick", "train_segmenter"),
+        "picks": ("assign", "train_segmenter"),
+        "decoded": ("assign", "train_encoder"),
+    }[config.segment.mode]
     steps += [
         Step(
             SegmentStage(),

@@ -49,6 +49,8 @@ class Unit:
     phase: int = 0
     outstanding: set[int] = field(default_factory=set)
     value: dict[str, Any] = field(default_factory=dict)
+    pauses: int = 0  # how often the surroundings failed one of its tasks
+    finished_before: int = -1  # how many tasks of the run had finished when that first happened
     outside: dict[str, Any] = field(default_factory=dict)  # what it reads beside the run's artifacts
 
     @property
@@ -398,3 +400,20 @@ def _content_of(place: str) -> Any:
     if model.exists:
         return model.card.get("weights_sha256")
     return list(source_stamp(place)) if source_exists(place) else None
+
+
+def unfinished(graph: UnitGraph) -> list[Unit]:
+    """List the units that did not end sealed, in order."""
+    return [unit for unit in graph.units.values() if unit.state in TERMINAL - {"sealed"}]
+
+
+def shown(unit: Unit) -> str:
+    """Return the tomogram's name for people; empty for the whole data set."""
+    return "" if unit.tomogram == ALL else unit.tomogram
+
+
+def quarantine_text(unit: Unit) -> str:
+    """Say how many blocks of a unit were given up, and why the first one was."""
+    marks = unit.quarantined
+    assert unit.plan is not None
+    return f"{len(marks)} of {unit.plan.block_count} blocks quarantined; the first: {marks[0].reason}"

@@ -13,7 +13,7 @@ import pytest
 
 from cryoscale.data.ledger import UnitLedger, unit_states
 from cryoscale.data.run import Run
-from cryoscale.errors import DataError, SurroundingsError
+from cryoscale.errors import ConfigurationError, DataError, SurroundingsError
 from cryoscale.formats.mrc_write import write_mrc
 from cryoscale.pipeline import engines
 from cryoscale.stages.ingest import IngestStage
@@ -140,8 +140,10 @@ def test_failing_block_is_tried_three_times_then_alone_then_quarantined(
     run = make_run()
     with failing_block(IngestStage, lambda b: b.core.start == (32, 0, 32), lambda: DataError("bad luck")):
         ended = drive(run, until="pick")
-    tried = [t for t in ended.tasks if t.stage == "ingest" and t.tomogram == "alpha" and t.status == "failed"]
-    assert [t.attempt for t in tried] == [1, 2, 3, 4]
+    tried = [t for t in ended.tasks if t.stage == "ingest" and t.tomogram == "alpha" and t.status != "done"]
+    assert [(t.attempt, t.status) for t in tried] == [
+        (1, "failed"), (2, "failed"), (3, "failed"), (4, "quarantined"),
+    ]  # fmt: skip
     assert len({t.block for t in tried}) == 1
     assert ended.exit_code == 1
     rows = failures_csv(run)
@@ -182,7 +184,7 @@ def test_full_disk_pauses_then_stops_with_the_work_kept(
     disk = FullDisk(lambda path: "/1/c/" in path)  # level 1 does not fit
     with disk.mounted(), pytest.raises(SurroundingsError, match="work kept"):
         drive(run, until="pick")
-    assert disk.refused == 3  # the first try, and two pauses
+    assert disk.refused == 4  # the first try, and one after each of two pauses: both tomograms in turn
     assert not [s for s in unit_states(run.ledger) if s.quarantined or s.state == "failed"]
     assert not run.folder.exists("failures.csv")
     again = drive(run, until="pick")
@@ -287,3 +289,26 @@ def test_unfinished_unit_leaves_its_marks(make_run: Callable[..., Run]) -> None:
         drive(run, until="ingest")
     (key,) = run.ledger.names("ingest/alpha")
     assert UnitLedger(run.ledger, "ingest", "alpha", key).state().done == 8
+
+
+def test_one_bad_folder_fails_its_tomogram_alone(make_run: Callable[..., Run]) -> None:
+    run = make_run()
+    disk = FullDisk(lambda path: "alpha.ome.zarr/0/c/" in path)
+    with disk.mounted():
+        ended = drive(run, until="pick")
+    assert [(f["stage"], f["tomogram"]) for f in ended.failures] == [("ingest", "alpha")]
+    assert run.picks.exists("beta.parquet")
+    assert drive(run, until="pick").failures == []
+
+
+def test_a_name_that_no_tomogram_has_is_refused(make_run: Callable[..., Run]) -> None:
+    run = make_run("run.fit_tomograms=['alhpa']")
+    with pytest.raises(ConfigurationError, match="did you mean 'alpha'"):
+        drive(run)
+
+
+def test_a_selection_that_cannot_be_used_is_said_and_exits_2(copied_run: Run) -> None:
+    copied_run.clusters.folder.write_bytes("selection.toml", b"[classes.particle]\nclusters = [999]\n")
+    ended = drive(copied_run)
+    assert ended.result.exit_code == 2
+    assert "999" in ended.result.problem
