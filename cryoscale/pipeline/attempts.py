@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cryoscale.pipeline.units import Unit
+from cryoscale.pipeline.unit import Unit
 from cryoscale.runtime.task import Outcome, Task
 
 LOST_ALONE_LIMIT = 2  # a task that kills its worker twice while nothing else runs is to blame
@@ -77,3 +77,11 @@ class Attempt:
         if alone and self.failures >= limits.attempts:
             return "give up"
         return "alone" if alone or self.failures >= limits.attempts else "again"
+
+
+@dataclass
+class Pause:
+    """Waiting for the surroundings to mend: space, permission, connection."""
+
+    count: int = 0
+    until: float = 0.0

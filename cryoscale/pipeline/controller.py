@@ -13,13 +13,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from cryoscale.data.ledger import ALL, Mark, UnitLedger
 from cryoscale.errors import ConfigurationError, CryoscaleError, SurroundingsError
-from cryoscale.pipeline.attempts import Attempt, Limits
-from cryoscale.pipeline.units import Unit, UnitGraph, quarantine_text, shown
+from cryoscale.pipeline.attempts import Attempt, Limits, Pause
+from cryoscale.pipeline.unit import Unit, quarantine_text, shown
+from cryoscale.pipeline.units import UnitGraph
 from cryoscale.runtime.events import (
     EventBus,
     Message,
@@ -35,20 +35,11 @@ from cryoscale.runtime.task import Outcome, Task
 from cryoscale.stages.base import BlockStage, StageWork, WholeStage
 
 INTERPRETER_BYTES = {"cpu": 400 * 2**20, "model": 900 * 2**20}  # an idle worker with its libraries loaded
-OPEN_TASKS = 512  # per engine; units whose blocks would go beyond wait to be opened
+OPEN_TASKS = 512  # per engine; further units wait to be opened
 STOPPED = "The run stopped with its work kept; mend this, then give the same command again."
 NO_SELECTION = "no clusters are selected"
 AFTER_SELECTION = "clusters must be selected first"
-FLUSH_MARKS = 32
-FLUSH_SECONDS = 1.0
-
-
-@dataclass
-class Pause:
-    """Waiting for the surroundings to mend: space, permission, connection."""
-
-    count: int = 0
-    until: float = 0.0
+FLUSH_MARKS, FLUSH_SECONDS = 32, 1.0
 
 
 class Controller:
@@ -63,7 +54,7 @@ class Controller:
     bus : EventBus
         Where events go.
     limits : Limits
-        Attempts and pauses.
+        Attempts, pauses, memory.
     on_gate : callable
         Called before a unit that needs a selection; may make one (accepted suggestions).
     heartbeat : callable

@@ -13,7 +13,8 @@ from cryoscale.data.run import Run
 from cryoscale.errors import CryoscaleError
 from cryoscale.pipeline.driver import REFITS
 from cryoscale.pipeline.order import steps_for, upto
-from cryoscale.pipeline.units import Unit, UnitGraph
+from cryoscale.pipeline.unit import Unit
+from cryoscale.pipeline.units import UnitGraph
 
 NO_SELECTION = "no clusters are selected"
 

@@ -16,7 +16,7 @@ from cryoscale.pipeline import status as status_module
 from cryoscale.pipeline.driver import Options, run_pipeline
 from cryoscale.pipeline.status import STATES, status_of
 from cryoscale.pipeline.survey import Standing, survey_run
-from cryoscale.pipeline.units import Unit
+from cryoscale.pipeline.unit import Unit
 from cryoscale.runtime.events import Event
 from tests.pipeline.driving import drive, settle
 
