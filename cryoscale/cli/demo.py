@@ -11,8 +11,9 @@ from cryoscale.cli.run import execution_options
 
 @click.command("demo")
 @click.option("--out", default="demo", show_default=True, help="Folder to make.")
-@click.option("--cells", "n_cells", type=click.IntRange(2, 20), default=3, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--cells", "n_cells", type=click.IntRange(2, 20), default=3, show_default=True,
+              help="How many cells to simulate; clusters are chosen on the first.")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the simulation.")
 @execution_options
 def demo_command(out: str, n_cells: int, seed: int, **words: Any) -> int:
     """Make small simulated cells, take them through every stage, and score the result against the truth."""

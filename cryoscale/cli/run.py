@@ -33,9 +33,11 @@ def execution_options(command: Any) -> Any:
 def run_command(run: str, **words: Any) -> int:
     """Take every tomogram of RUN through every stage that is due."""
     if words.pop("dry_run"):
+        from cryoscale.pipeline.engines import EngineChoice
         from cryoscale.pipeline.preview import preview
 
-        click.echo(preview(run, until=words["until"]))
+        choice = EngineChoice(words["executor"], words["dask"], words["ray"])
+        click.echo(preview(run, until=words["until"], choice=choice))
         return 0
     watch, once = words.pop("watch"), words.pop("watch_once")
     if watch:
@@ -94,8 +96,7 @@ def drive(
 
 def _what_next(place: str) -> str:
     return (
-        "clusters are ready to be chosen. Look at them: cryoscale report "
-        f"{place}, open reports/index.html,\nthen write clusters/selection.toml (clusters/suggestion.toml "
-        f"shows the form) and give: cryoscale run {place}\nOr take the suggestion: cryoscale run {place} "
-        "--accept-suggestions"
+        f"clusters are ready to be chosen. Look at them: cryoscale review {place}\n"
+        f"(it makes the page, and clusters/selection.toml to be edited), then give: cryoscale run {place}\n"
+        f"Or take the suggestion: cryoscale run {place} --accept-suggestions"
     )

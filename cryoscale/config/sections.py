@@ -6,9 +6,10 @@ recorded in `docs/design/`.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -65,6 +66,17 @@ class PickConfig(Section):
             raise ValueError("give radius_angstrom, or sigma_voxels and smooth_sigma_voxels, not both")
         if isinstance(self.z_range, tuple) and not 0 <= self.z_range[0] < self.z_range[1]:
             raise ValueError(f"z_range must be two voxel indices, first < second, got {self.z_range}")
+        return self
+
+    @model_validator(mode="after")
+    def _imported_as_they_are(self) -> PickConfig:
+        limits = {"mask": self.mask, "z_range": self.z_range != "all", "max_picks": self.max_picks}
+        given = [key for key, value in limits.items() if value]
+        if self.positions and given:
+            raise ValueError(
+                f"positions and {given[0]} cannot be given together: positions are taken as they are; "
+                f"take {given[0]} away, or leave those positions out of the file"
+            )
         return self
 
 
@@ -155,6 +167,13 @@ class SegmentConfig(Section):
     mode: Literal["picks", "dense", "decoded"] = "dense"
     overlap_voxels: Annotated[int, Field(ge=0)] | None = None  # None: half the box
     labels: str = "classes"  # name of the label volume
+
+    @field_validator("labels")
+    @classmethod
+    def _is_a_name(cls, labels: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", labels):
+            raise ValueError("a name of letters, digits, '.', '_' and '-' that begins with a letter or digit")
+        return labels
 
 
 class InstancesConfig(Section):

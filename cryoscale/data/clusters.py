@@ -21,7 +21,7 @@ CENTERS = "centers.safetensors"
 CARD = "clusters.toml"
 SELECTION = "selection.toml"
 SUGGESTION = "suggestion.toml"
-MOST_CLASSES = 255  # label volumes are uint8, and 0 is background
+MOST_CLASSES = 254  # of a uint8: 0 is background, and 255 marks voxels that a training leaves out
 
 # Colours that people with red-green blindness tell apart; Okabe and Ito 2008.
 PALETTE = (

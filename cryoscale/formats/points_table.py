@@ -108,7 +108,7 @@ class Table:
     def rows_of(self, tomogram: str | None) -> Table:
         """Return the rows of one tomogram; refuse to mix tomograms."""
         names = self.first(_TOMOGRAMS)
-        if names is None:
+        if not names:  # no such column, or no rows at all
             return self
         short = [Path(n).name.removesuffix(".tomostar") for n in names]
         known = sorted(set(short))

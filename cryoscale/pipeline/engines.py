@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from cryoscale.config import RunConfig
@@ -127,5 +128,6 @@ class Engines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for executor in self._open.values():
-            executor.close()
+        with ExitStack() as closing:  # one that cannot be closed leaves no other open
+            for executor in self._open.values():
+                closing.callback(executor.close)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from cryoscale.data.run import Run
 from cryoscale.data.tomogram import TomogramFacts
 from cryoscale.errors import CryoscaleError, FormatError
 from cryoscale.formats.mrc_header import read_header
+from cryoscale.pipeline.controller import INTERPRETER_BYTES
 from cryoscale.pipeline.engines import EngineChoice, memory_budgets
 from cryoscale.pipeline.survey import Standing, Survey, survey_run
 from cryoscale.runtime.memory import format_bytes
@@ -41,6 +42,8 @@ class Forecast:
         Whether it comes from file headers, since the inputs are not made yet.
     problem : str
         Why it cannot be done or foreseen.
+    engine : str
+        What carries the stage, "cpu" or "model".
     """
 
     step: str
@@ -51,9 +54,16 @@ class Forecast:
     disk_bytes: int = 0
     estimated: bool = False
     problem: str = ""
+    engine: str = "cpu"
+
+    @property
+    def worker_bytes(self) -> int | None:
+        """What a worker takes, its interpreter included: what the controller holds against the budget."""
+        promised = self.bytes_per_worker
+        return None if promised is None else promised + INTERPRETER_BYTES[self.engine]
 
 
-def preview(place: str, until: str | None = None) -> str:
+def preview(place: str, until: str | None = None, choice: EngineChoice | None = None) -> str:
     """Say what `run` would do: blocks, bytes per worker against the budget, disk against what is free.
 
     Parameters
@@ -62,6 +72,9 @@ def preview(place: str, until: str | None = None) -> str:
         The run.
     until : str, optional
         Last stage to look at.
+    choice : EngineChoice, optional
+        The engines that the run would have; "auto" by default. One on a running cluster is not judged,
+        unless `execution.memory_budget` says what its workers have.
 
     Raises
     ------
@@ -73,14 +86,14 @@ def preview(place: str, until: str | None = None) -> str:
     run = Run.open(place)
     survey = survey_run(run, until=until, look_at_sources=True)
     rows = forecasts(survey)
-    budget = min(memory_budgets(survey.graph.config, EngineChoice()).values())
+    budgets = memory_budgets(survey.graph.config, choice or EngineChoice())
     lines = [
         f"dry run of {run.folder.url}: {len(survey.graph.tomograms)} tomograms; nothing is written.",
         "",
-        *_stage_lines(rows, budget),
+        *_stage_lines(rows, budgets),
         "",
-        *_tomogram_lines(rows, budget),
-        *_conclusions(rows, budget, run.folder.free_bytes()),
+        *_tomogram_lines(rows, budgets),
+        *_conclusions(rows, budgets, run.folder.free_bytes()),
     ]
     if survey.waiting_for_selection:
         lines.append("The run stops before the segmentation until clusters are chosen.")
@@ -95,7 +108,8 @@ def forecasts(survey: Survey) -> list[Forecast]:
 
 def _forecast(survey: Survey, standing: Standing, facts: dict[str, Any]) -> Forecast:
     unit = standing.unit
-    row = Forecast(unit.step.name, "" if unit.tomogram == ALL else unit.tomogram)
+    tomogram = "" if unit.tomogram == ALL else unit.tomogram
+    row = Forecast(unit.step.name, tomogram, engine=unit.step.stage.engine)
     if standing.state in ("done", "empty"):
         assert standing.record is not None
         return replace(row, blocks=standing.record.planned, due=0)
@@ -219,7 +233,7 @@ class _Foretold:
 # -- words --------------------------------------------------------------------------------------------------
 
 
-def _stage_lines(rows: list[Forecast], budget: int) -> list[str]:
+def _stage_lines(rows: list[Forecast], budgets: Mapping[str, int]) -> list[str]:
     """One line per stage: tomograms and blocks due, the largest promise, disk."""
     head = f"{'stage':<16}{'due':>12}{'blocks due':>20}{'per worker':>14}{'disk':>12}"
     lines = [head]
@@ -227,30 +241,30 @@ def _stage_lines(rows: list[Forecast], budget: int) -> list[str]:
         mine = [row for row in rows if row.step == step]
         due = [row for row in mine if row.due != 0 and not row.problem]
         lines.append(
-            f"{step:<16}{f'{len(due)} of {len(mine)}':>12}{_blocks(mine):>20}{_memory(mine, budget):>14}"
+            f"{step:<16}{f'{len(due)} of {len(mine)}':>12}{_blocks(mine):>20}{_memory(mine, budgets):>14}"
             f"{_disk(mine):>12}"
         )
     return lines
 
 
-def _tomogram_lines(rows: list[Forecast], budget: int) -> list[str]:
+def _tomogram_lines(rows: list[Forecast], budgets: Mapping[str, int]) -> list[str]:
     """One line per tomogram and stage that is due; of a large data set only what is odd."""
     many = len({row.tomogram for row in rows}) > SHOWN_TOMOGRAMS
     lines = []
     for row in rows:
-        odd = bool(row.problem) or (row.bytes_per_worker or 0) > budget
+        odd = bool(row.problem) or _too_much(row, budgets)
         if not row.tomogram or row.due == 0 or (many and not odd):
             continue
-        what = row.problem or f"{_blocks([row])} blocks, {_memory([row], budget)} per worker, {_disk([row])}"
+        what = row.problem or f"{_blocks([row])} blocks, {_memory([row], budgets)} per worker, {_disk([row])}"
         lines.append(f"  {row.step} of {row.tomogram}: {what}")
     return [*lines, ""] if lines else []
 
 
-def _conclusions(rows: list[Forecast], budget: int, free: int | None) -> list[str]:
+def _conclusions(rows: list[Forecast], budgets: Mapping[str, int], free: int | None) -> list[str]:
     needed = sum(row.disk_bytes for row in rows)
     lines = [
-        f"memory budget: {format_bytes(budget)} per worker"
-        + (": not enough where marked with !" if any(_too_much(row, budget) for row in rows) else ""),
+        f"memory budget: {_budget_words(budgets)}"
+        + (": not enough where marked with !" if any(_too_much(row, budgets) for row in rows) else ""),
         f"disk: at most {format_bytes(needed)} more"
         + ("" if free is None else f", {format_bytes(free)} free")
         + (": not enough" if free is not None and needed > free else ""),
@@ -262,8 +276,18 @@ def _conclusions(rows: list[Forecast], budget: int, free: int | None) -> list[st
     return lines
 
 
-def _too_much(row: Forecast, budget: int) -> bool:
-    return bool(budget) and (row.bytes_per_worker or 0) > budget
+def _too_much(row: Forecast, budgets: Mapping[str, int]) -> bool:
+    budget = budgets.get(row.engine)
+    return bool(budget) and (row.worker_bytes or 0) > (budget or 0)
+
+
+def _budget_words(budgets: Mapping[str, int]) -> str:
+    if not budgets:
+        return "unknown, the workers are on running clusters"
+    if len(budgets) == len(INTERPRETER_BYTES) and len(set(budgets.values())) == 1:
+        return f"{format_bytes(next(iter(budgets.values())))} per worker"
+    carried = {"cpu": "stages without a network", "model": "stages with one"}
+    return ", ".join(f"{format_bytes(size)} per worker for {carried[name]}" for name, size in budgets.items())
 
 
 def _sign(rows: Iterable[Forecast]) -> str:
@@ -279,11 +303,11 @@ def _blocks(rows: list[Forecast]) -> str:
     return f"{_sign(rows)}{due}{more} of {planned}{more}"
 
 
-def _memory(rows: list[Forecast], budget: int) -> str:
-    promises = [row.bytes_per_worker for row in rows if row.bytes_per_worker is not None and row.due != 0]
+def _memory(rows: list[Forecast], budgets: Mapping[str, int]) -> str:
+    promises = [row.worker_bytes for row in rows if row.worker_bytes is not None and row.due != 0]
     if not promises:
         return "-"
-    mark = " !" if any(_too_much(row, budget) for row in rows) else ""
+    mark = " !" if any(_too_much(row, budgets) for row in rows) else ""
     return f"{_sign(rows)}{format_bytes(max(promises))}{mark}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 from cryoscale.config import RunConfig, apply_settings
@@ -11,12 +12,26 @@ from cryoscale.data.run import Run
 from cryoscale.errors import ConfigurationError
 from cryoscale.formats.inputs import expand_inputs, names_for
 
+PATHS = (("pick", "mask"), ("pick", "positions"), ("encoder", "weights"), ("segmenter", "weights"))
+
 
 def initial_config(place: str, settings: list[str]) -> RunConfig:
-    """Return the configuration of an existing run, or a fresh one, with settings applied."""
+    """Return the configuration of an existing run, or a fresh one, with settings applied.
+
+    Paths among the settings are relative to the working directory, and are made absolute: `run` may be given
+    elsewhere. Those that `run.toml` holds already stay as they are.
+    """
     run = Run.at(place)
     config = run.config if run.folder.exists("run.toml") else RunConfig()
-    return apply_settings(config, settings)
+    config = apply_settings(config, settings)
+    given = {word.partition("=")[0].strip() for word in settings}
+    for table, key in PATHS:
+        section = getattr(config, table)
+        path = getattr(section, key)
+        if f"{table}.{key}" in given and path and "://" not in path:
+            absolute = section.model_copy(update={key: os.path.abspath(path)})
+            config = config.model_copy(update={table: absolute})
+    return config
 
 
 def add_inputs(

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from cryoscale.data.run import Run
 from cryoscale.errors import ConfigurationError, CryoscaleError
-from cryoscale.formats.inputs import source_stamp
+from cryoscale.formats.inputs import SUFFIXES, source_stamp
 from cryoscale.pipeline.setup import add_inputs, write_run
 
-SUFFIXES = frozenset({".mrc", ".rec", ".map"})
 STOP_FILE = "stop-watching"  # in the run's folder; removed when it was obeyed
 SECONDS_BETWEEN_LOOKS = 10.0
 
@@ -40,7 +39,7 @@ def watch_folder(
     place : str
         The run; it must exist.
     folder : str
-        Where `*.mrc`, `*.rec` and `*.map` arrive; files in its subfolders are not looked at.
+        Where `*.mrc`, `*.rec`, `*.map` and `*.st` arrive; files in its subfolders are not looked at.
     drive : callable
         Does what is due and returns an exit code.
     once : bool

@@ -290,6 +290,13 @@ def read_choice(run: Run) -> Choice:
     return replace(known, selection=selection, valid=clusters.accepts(selection))
 
 
+def _segmented(summary: Summary) -> bool:
+    """Tell whether all label volumes are made: without a selection, by a segmenter of another run."""
+    counts = next((s.counts for s in summary.stages if s.name == "segment"), {})
+    made = counts.get("done", 0) + counts.get("empty", 0)
+    return 0 < made == sum(counts.values())
+
+
 def next_steps(summary: Summary) -> list[NextStep]:
     """Say what a person does now, the most urgent first."""
     place, choice = shlex.quote(summary.place), summary.choice
@@ -306,7 +313,7 @@ def next_steps(summary: Summary) -> list[NextStep]:
     elif choice.selection is not None and not choice.valid:
         text = f"clusters/{SELECTION} was made for another clustering: look at the clusters and choose again."
         steps.append(NextStep(text, f"cryoscale review {place}", "clusters.html"))
-    elif choice.reviewed and choice.selection is None:
+    elif choice.reviewed and choice.selection is None and not _segmented(summary):
         steps += [
             NextStep("Choose clusters: look at the contact sheets.", "", "clusters.html"),
             NextStep(f"Then write their ids into clusters/{SELECTION} and go on.", f"cryoscale run {place}"),

@@ -19,7 +19,8 @@ HEAD = """\
 #   clusters = [3, 7, 12]      ids of clusters, {first} to {last}; a cluster belongs to one class at most
 #   color = "#e69f00"          may be left out
 #
-# Classes get the values 1, 2, … in the order in which they stand here; clusters in no class are background.
+# Classes get the values 1, 2, … in the order in which they stand here. Clusters in no class are background,
+# but with segmenter.ignore_unselected = true (the default) objects in them are left out of the training.
 # Save, then go on with: cryoscale run RUN
 
 # The clustering that you looked at; leave this line as it is.

@@ -307,7 +307,7 @@ def _imported(access: Access, level: Level) -> tuple[Picks, dict[str, Any]]:
     )
     voxels_N3 = level.to_voxels(points.positions_N3)
     good = fits(voxels_N3, access.config.patch.box, level.shape)
-    if not good.any():
+    if len(good) and not good.any():  # a list of none is an answer too
         raise DataError(
             f"{path}: none of {len(good)} positions leaves room for a patch in tomogram '{access.tomogram}'.",
             remedy="Check their unit, their axis order, and the voxel size.",

@@ -12,7 +12,6 @@ from cryoscale import __version__
 from cryoscale.cli import VERBS, group, run_command
 from cryoscale.errors import ConfigurationError, DataError, StateError, SurroundingsError
 
-WITHOUT_HELP = {("demo", "n_cells"), ("demo", "seed")}  # their names say it
 LISTING = Path(__file__).with_name("command_line.txt")
 
 
@@ -63,8 +62,7 @@ def test_each_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]
     assert command is not None
     assert command.help
     for parameter in command.params:
-        named = (verb, parameter.name) in WITHOUT_HELP
-        if isinstance(parameter, click.Option) and not parameter.hidden and not named:
+        if isinstance(parameter, click.Option) and not parameter.hidden:
             assert parameter.help, f"{verb} {parameter.name} has no help"
 
 

@@ -58,6 +58,30 @@ def test_init_writes_what_was_asked(tmp_path: Path, small_sources: list[Path], c
     assert (again.cluster.n_clusters, again.pick.radius_angstrom) == (7, 120)
 
 
+def test_init_makes_paths_absolute(
+    tmp_path: Path, small_sources: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "pick.mask": "masks/{tomogram}.mrc",
+        "encoder.weights": "../other/models/encoder",
+        "segmenter.weights": "s3://bucket/models/segmenter",
+    }
+    words = [word for key, path in given.items() for word in ("--set", f"{key}={path}")]
+    assert run_command(["init", "run", *map(str, small_sources), *words]) == 0
+    config = Run.open("run").config
+    assert config.pick.mask == str(tmp_path / "masks" / "{tomogram}.mrc")
+    assert config.encoder.weights == str(tmp_path.parent / "other/models/encoder")
+    assert config.segmenter.weights == "s3://bucket/models/segmenter"
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    words = ["--set", "pick.mask=none", "--set", "pick.positions=/p/{tomogram}.csv"]
+    assert run_command(["init", "../run", str(small_sources[0]), *words]) == 0
+    again = Run.open("../run").config
+    assert (again.pick.mask, again.pick.positions) == (None, "/p/{tomogram}.csv")
+    assert again.encoder == config.encoder
+
+
 def test_init_refuses_misuse(tmp_path: Path, small_sources: list[Path], capsys: Out) -> None:
     place = str(tmp_path / "run")
     assert run_command(["init", place, str(tmp_path / "*.mrc")]) == 2

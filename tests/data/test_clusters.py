@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from cryoscale.data.clusters import ClusterFolder, Selection, StoredClustering, parse_selection
 from cryoscale.data.folder import Folder
 from cryoscale.errors import ConfigurationError, StateError
+from cryoscale.learn.losses import IGNORED
 from cryoscale.testing.strategies import plain_toml
 
 
@@ -112,9 +113,14 @@ def test_message_says_what_is_wrong_with_the_selection(
 
 
 def test_more_classes_than_a_label_volume_holds() -> None:
-    classes = {f"c{i}": {"clusters": [i]} for i in range(256)}
-    with pytest.raises(ConfigurationError, match="at most 255"):
+    """The last value of a byte is not a class: it marks voxels that a training leaves out."""
+    classes = {f"c{i}": {"clusters": [i]} for i in range(255)}
+    with pytest.raises(ConfigurationError, match="at most 254"):
         parse_selection({"classes": classes}, 300, origin="selection.toml")
+    classes.pop("c0")
+    chosen = parse_selection({"classes": classes}, 300, origin="selection.toml")
+    assert chosen is not None
+    assert len(chosen.classes) == 254 == IGNORED - 1
 
 
 CLASS = st.dictionaries(st.sampled_from(["clusters", "color", "x"]), plain_toml(leaves=4), max_size=3)

@@ -12,6 +12,8 @@ import pytest
 from cryoscale.data.ledger import Mark, UnitLedger
 from cryoscale.data.run import Run
 from cryoscale.errors import ConfigurationError, StateError
+from cryoscale.pipeline.controller import INTERPRETER_BYTES
+from cryoscale.pipeline.engines import EngineChoice
 from cryoscale.pipeline.preview import Forecast, forecasts, preview
 from cryoscale.pipeline.survey import survey_run
 from tests.pipeline.driving import drive, settle
@@ -109,6 +111,35 @@ def test_a_promise_above_the_budget_is_marked(make_run: Callable[..., Run]) -> N
     assert "10 MB per worker: not enough where marked with !" in text
     assert "MB !" in text
     assert "!" not in preview(make_run("execution.memory_budget=4GB", name="other").folder.url)
+
+
+def test_a_promise_is_judged_with_its_interpreter_and_by_its_own_engine(
+    make_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    row = foretold(run)["ingest", "alpha"]
+    assert row.bytes_per_worker is not None
+    exact = row.bytes_per_worker + INTERPRETER_BYTES["cpu"]
+
+    def marked(**budgets: int) -> set[str]:
+        monkeypatch.setattr("cryoscale.pipeline.preview.memory_budgets", lambda *_: budgets)
+        lines = preview(run.folder.url).splitlines()
+        return {line.split()[0] for line in lines if " of alpha: " in line and " !" in line}
+
+    assert row.engine == "cpu"
+    assert "ingest" not in marked(cpu=exact, model=2**40)
+    assert "ingest" in marked(cpu=exact - 1, model=2**40)
+    assert {"encode", "segment"} <= marked(cpu=2**40, model=2**20)
+    assert "ingest" not in marked(cpu=2**40, model=2**20)
+    assert marked(cpu=2**40) == set()
+
+
+def test_engines_elsewhere_are_not_judged_by_this_machine(make_run: Callable[..., Run]) -> None:
+    run = make_run("execution.memory_budget=none")
+    away = EngineChoice(dask="tcp://10.0.0.1:8786", ray="10.0.0.1:6379")
+    text = preview(run.folder.url, choice=away)
+    assert "memory budget: unknown" in text
+    assert "!" not in text
 
 
 def test_a_file_that_cannot_be_read_is_named(

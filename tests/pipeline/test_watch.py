@@ -73,12 +73,12 @@ def test_a_file_is_taken_when_it_stopped_growing(scene: Scene) -> None:
 
 def test_files_that_come_later_are_added(scene: Scene) -> None:
     scene.put("a.mrc", b"1")
-    scene.watch(nothing, scene.write("b.rec", b"2"), nothing, scene.write("c.map", b"3"), nothing, nothing)
+    scene.watch(nothing, scene.write("b.rec", b"2"), nothing, scene.write("c.ST", b"3"), nothing, nothing)
     assert scene.drives == [["a"], ["a", "b"], ["a", "b", "c"]]
 
 
 def test_other_files_are_left_alone(scene: Scene) -> None:
-    for name in ("a.txt", ".hidden.mrc", "b.mrc.partial", "c.st"):
+    for name in ("a.txt", ".hidden.mrc", "b.mrc.partial", "c.tif"):
         scene.put(name, b"1")
     (scene.folder / "folder.mrc").mkdir()
     scene.watch(nothing, nothing)

@@ -150,6 +150,25 @@ def test_reports_of_unfinished_runs(tmp_path):
     assert "--accept-suggestions" in text
 
 
+def test_the_template_says_what_becomes_of_other_clusters(tmp_path):
+    run = new_run(tmp_path / "run", ["one"])
+    add_tomogram(run, "one")
+    add_picks(run, "one")
+    add_clusters(run, ["one"])
+    write_template(run, read_choice(run))
+    text = run.clusters.folder.read_bytes(SELECTION).decode()
+    assert "ignore_unselected = true (the default) objects in them are left out" in text
+
+
+def test_nobody_is_asked_to_choose_when_everything_is_segmented(tmp_path):
+    """As with a segmenter of another run, which needs no selection."""
+    run = whole_run(tmp_path / "run", ["one", "two"])
+    run.clusters.folder.delete(SELECTION)
+    assert "Choose clusters" not in check_pages(write_report(run, STAGES))["index.html"].text
+    UnitLedger(run.ledger, "segment", "two", "k").folder.delete()
+    assert "Choose clusters" in check_pages(write_report(run, STAGES))["index.html"].text
+
+
 def test_clusters_before_their_review_are_listed_without_sheets(tmp_path):
     run = whole_run(tmp_path / "run", ["one"])
     run.clusters.folder.delete("review")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
+from cryoscale.data.ledger import unit_states
 from cryoscale.data.rows import read_picks
 from cryoscale.data.run import Run
 from cryoscale.data.tomogram import Tomogram
@@ -134,3 +135,19 @@ def test_imported_positions_are_sorted_and_kept(make_run: Callable[..., Run], tm
     ended = drive(second, until="pick")
     assert ended.exit_code == 0, ended.failures
     np.testing.assert_allclose(read_picks(second.picks, "t").positions_N3, picks.positions_N3, atol=0.02)
+
+
+@pytest.mark.parametrize("header", ["z,y,x", "tomogram,z,y,x"])
+def test_an_empty_list_of_positions_is_an_answer(
+    make_run: Callable[..., Run], tmp_path: Path, header: str
+) -> None:
+    """Like a tomogram in which nothing is found; the other goes on."""
+    sources = [write_phantom(tmp_path / f"{name}.mrc", (24, 24, 24), seed=0) for name in ("t", "u")]
+    (tmp_path / "t.csv").write_text(header + "\n")
+    (tmp_path / "u.csv").write_text("z,y,x\n12,12,12\n11,10,9\n9,12,13\n")
+    run = make_run(f"pick.positions={tmp_path}/{{tomogram}}.csv", "encoder.epochs=1", sources=sources)
+    ended = drive(run, until="encode")
+    assert ended.exit_code == 0, ended.failures
+    assert [len(read_picks(run.picks, name)) for name in ("t", "u")] == [0, 3]
+    states = {state.unit: state.state for state in unit_states(run.ledger) if state.stage == "pick"}
+    assert states == {"t": "empty", "u": "done"}
