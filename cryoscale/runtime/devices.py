@@ -21,7 +21,6 @@ _REQUIRED = (
 )  # fmt: skip
 _OPTIONAL = {
     "openvino": "encoding on x86 processors is faster with it: pip install openvino",
-    "zarrs": "Zarr reads and writes faster with it: pip install zarrs",
     "s3fs": "runs on S3 stores need it: pip install s3fs",
     "gcsfs": "runs on Google Cloud Storage need it: pip install gcsfs",
 }

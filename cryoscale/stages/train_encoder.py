@@ -31,6 +31,7 @@ class TrainEncoderStage(WholeStage):
     """From patches to the weights of an autoencoder."""
 
     name = "train_encoder"
+    version = 2
     engine = "model"
     reads = frozenset({"tomogram", "picks"})
     writes = "encoder"

@@ -44,7 +44,7 @@ class TrainSegmenterStage(WholeStage):
     """From a selection of clusters to the weights of a segmentation network."""
 
     name = "train_segmenter"
-    version = 3
+    version = 4
     engine = "model"
     reads = frozenset({"tomogram", "picks", "encodings", "encoder", "clusters", "assignments", "selection"})
     writes = "segmenter"

@@ -22,7 +22,7 @@ from cryoscale.stages.networks import worker_threads
 from cryoscale.stages.patching import PatchReader
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from cryoscale.learn.losses import Loss
     from cryoscale.learn.settings import EpochRecord, TrainResult, TrainSettings
@@ -102,6 +102,15 @@ def gather_sample(
         first += len(mine)
 
 
+def turns_and_flips(
+    inputs_NCZYX: Tensor, targets_N: Tensor | None, rng: np.random.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """Turn and flip the patches of a batch, and their masks alike: what `augment = true` asks for."""
+    from cryoscale.learn.augmentation import random_turns
+
+    return random_turns(inputs_NCZYX, targets_N, rng, mirror=True)
+
+
 def train(
     access: Access,
     name: str,
@@ -140,8 +149,9 @@ def train(
         module = build()
         try:
             result = fit(
-                module, inputs_NCZYX, targets_N, loss, settings, checkpoint=checkpoint, on_epoch=tell
-            )
+                module, inputs_NCZYX, targets_N, loss, settings,
+                checkpoint=checkpoint, on_epoch=tell, augmentation=turns_and_flips,
+            )  # fmt: skip
             break
         except (StateError, FormatError) as error:
             # The same patches cut on other hardware may differ in their last bits, for example.
