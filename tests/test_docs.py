@@ -8,17 +8,17 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import click
 import pytest
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from cryoscale import __version__
 from cryoscale.cli import VERBS, group
 from cryoscale.config import RunConfig, apply_settings, load_config
-from cryoscale.config.run import SourceConfig
 from cryoscale.data.clusters import parse_selection
 
 ROOT = Path(__file__).parents[1]
@@ -123,16 +123,24 @@ def test_commands_page_has_every_verb_and_option() -> None:
 def keys_with_defaults() -> Iterator[tuple[str, str]]:
     """Yield each key of `run.toml` as `table.key`, with its default as the page writes it."""
     for name, field in RunConfig.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        if name == "inputs":
-            default = SourceConfig
-        if isinstance(default, BaseModel):
-            default = type(default)
-        if not isinstance(default, type):
-            yield name, as_toml(default)
-            continue
-        for key, inner in default.model_fields.items():
-            yield f"{name}.{key}", as_toml(inner.default)
+        if (table := table_in(field)) is None:
+            yield name, as_toml(field.default)
+        else:
+            yield from keys_of_table(name, table)
+
+
+def keys_of_table(path: str, table: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    for key, field in table.model_fields.items():
+        if (inner := table_in(field)) is None:
+            yield f"{path}.{key}", as_toml(field.default)
+        else:
+            yield from keys_of_table(f"{path}.{key}", inner)
+
+
+def table_in(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the model of a table, of an optional table, or of an array of tables."""
+    kinds = [field.annotation, *get_args(field.annotation)]
+    return next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
 
 
 def as_toml(value: Any) -> str:
@@ -159,7 +167,7 @@ def test_keys_in_the_text_exist(page: Path) -> None:
     """`table.key` in backticks, with or without a value, names a key."""
     known = dict(keys_with_defaults())
     tables = {key.partition(".")[0] for key in known if "." in key}
-    for table, key in re.findall(r"`([a-z]+)\.([a-z_]+)(?: = [^`]*)?`", prose(page)):
+    for table, key in re.findall(r"`([a-z]+)\.([a-z_.]+)(?: = [^`]*)?`", prose(page)):
         if table in tables and key not in ("toml", "csv"):
             assert f"{table}.{key}" in known, f"{page.name}: {table}.{key}"
 

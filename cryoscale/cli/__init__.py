@@ -13,7 +13,7 @@ from cryoscale import __version__
 from cryoscale.errors import ConfigurationError, CryoscaleError, StateError
 
 VERBS = {
-    "init": "init", "run": "run", "status": "status",
+    "init": "init", "simulate": "simulate", "run": "run", "status": "status",
     "ingest": "stages", "pick": "stages", "train": "stages", "encode": "stages", "cluster": "stages",
     "review": "review", "segment": "stages", "export": "export",
     "report": "report", "evaluate": "evaluate", "models": "models", "doctor": "doctor", "demo": "demo",

@@ -1,69 +1,138 @@
-"""`cryoscale evaluate`: score a run against known positions."""
+"""`cryoscale evaluate`: score a run against what is known."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from cryoscale.data.run import Run
+    from cryoscale.data.tomogram import Tomogram
+    from cryoscale.evaluate.evidence import KnownOf
+    from cryoscale.evaluate.known import Known
 
 
 @click.command("evaluate")
 @click.argument("run")
-@click.option("--truth", required=True, help="Positions: CSV, STAR or JSON; {tomogram} stands for the name.")
-@click.option("--radius", "radius_angstrom", type=float, help="Largest distance of a match, Å.")
+@click.option(
+    "--truth",
+    help="Positions: CSV, STAR or JSON; {tomogram} stands for the name. Default: what the run itself knows.",
+)
+@click.option(
+    "--radius", "radius_angstrom", type=float, help="Largest distance of a match, Å; default: three voxels."
+)
 @click.option("--tomogram", "tomograms", multiple=True, help="Only these; default: all with picks.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the random clusters.")
+@click.option(
+    "--structures", is_flag=True, help="Average found particles at true orientations: their resolution."
+)
+@click.option(
+    "--most-particles",
+    type=click.IntRange(min=8),
+    default=500,
+    show_default=True,
+    metavar="N",
+    help="Particles of a class that are averaged at most.",
+)
+@click.option(
+    "--reach",
+    "reach_angstrom",
+    type=float,
+    help="What is near a true membrane, Å; default: 1.5 times the picked radius.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Of random clusters, places and particles.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--to", "folder", help="Write JSON, CSV, plots and a page into this folder.")
 def evaluate_command(
     run: str,
-    truth: str,
+    truth: str | None,
     radius_angstrom: float | None,
     tomograms: tuple[str, ...],
+    structures: bool,
+    most_particles: int,
+    reach_angstrom: float | None,
     seed: int,
     as_json: bool,
+    folder: str | None,
 ) -> int:
-    """Match picks one to one with true positions within a radius, and score what clusters add."""
+    """Score picks, clusters, labels, objects and structures, each beside what chance would reach."""
     import json
 
     from cryoscale.data.run import Run
-    from cryoscale.data.tomogram import Tomogram
-    from cryoscale.errors import ConfigurationError
-    from cryoscale.evaluate.run import evaluate_tomogram
-    from cryoscale.formats.points import read_positions
+    from cryoscale.evaluate.evidence import Settings
+    from cryoscale.evaluate.run import evaluate_run
+    from cryoscale.evaluate.tables import as_text
 
     opened = Run.open(run)
+    settings = Settings(radius_angstrom, seed, structures, most_particles, reach_angstrom)
+    names = _tomograms(opened, run, tomograms)
+    known_of = _known_of(opened, run, truth, structures=structures)
+    report = evaluate_run(opened, known_of, names, settings)
+    if as_json:
+        click.echo(json.dumps(report, indent=1))
+    else:
+        several = len(report["tomograms"]) > 1
+        click.echo(
+            "\n\n".join(map(as_text, [*report["tomograms"], *([report["pooled"]] if several else [])]))
+        )
+    for name, reason in report["failed"].items():
+        click.echo(f"cryoscale: {name} was not scored: {reason}", err=True)
+    if folder:
+        from cryoscale.report.scores import write_scores
+
+        click.echo(write_scores(report, folder), err=as_json)
+    return 1 if report["failed"] else 0
+
+
+def _tomograms(opened: Run, place: str, wanted: tuple[str, ...]) -> list[str]:
+    """Return the tomograms to score: those asked for, or all with picks."""
+    from cryoscale.errors import ConfigurationError
+
     names = [n.removesuffix(".parquet") for n in opened.picks.names() if n.endswith(".parquet")]
-    unknown = set(tomograms) - set(names)
+    unknown = set(wanted) - set(names)
     if unknown or not names:
         raise ConfigurationError(
-            f"no picks of {', '.join(sorted(unknown)) or 'any tomogram'} in {run}; there are: {names}.",
-            remedy=f"Make them: cryoscale pick {run}",
+            f"no picks of {', '.join(sorted(unknown)) or 'any tomogram'} in {place}; there are: "
+            f"{', '.join(names) or 'none'}.",
+            remedy=f"Make them: cryoscale pick {place}",
         )
-    results = []
-    for name in tomograms or names:
-        facts = Tomogram(opened.tomogram(name)).facts
-        base = facts.levels[0]
-        positions = read_positions(
+    return list(dict.fromkeys(wanted)) or names
+
+
+def _known_of(opened: Run, place: str, truth: str | None, *, structures: bool) -> KnownOf | None:
+    """Return how to learn what is known of a tomogram; None for the run's own truth."""
+    from cryoscale.errors import ConfigurationError
+    from cryoscale.evaluate.known import has_own_truth, known_from_positions
+    from cryoscale.formats.points import read_positions
+
+    if truth is None:
+        if not has_own_truth(opened):
+            raise ConfigurationError(
+                f"{place} holds no truth of its own: its tomograms are not simulated.",
+                remedy="Give true positions with --truth.",
+            )
+        return None
+    if structures:
+        raise ConfigurationError(
+            "--structures needs the true orientations of a simulated run; --truth gives positions only.",
+            remedy="Leave one of them out.",
+        )
+
+    def read(name: str, tomogram: Tomogram) -> Known:
+        base = tomogram.facts.levels[0]
+        found = read_positions(
             truth.replace("{tomogram}", name),
             shape=base.shape,
             voxel_size_angstrom=base.voxel_size_angstrom,
             tomogram=name,
         )
-        radius = radius_angstrom or 3 * base.voxel_size_angstrom
-        results.append(evaluate_tomogram(opened, name, positions.positions_N3, radius, seed=seed))
-    click.echo(json.dumps(results, indent=1) if as_json else "\n\n".join(map(_as_text, results)))
-    return 0
+        return known_from_positions(found.positions_N3, found.class_N)
 
-
-def _as_text(scores: dict[str, Any], indent: str = "") -> str:
-    lines = []
-    for key, value in scores.items():
-        label = key.replace("_", " ")
-        if isinstance(value, dict):
-            lines.append(f"{indent}{label}")
-            lines.append(_as_text(value, indent + "  "))
-        elif isinstance(value, float):
-            lines.append(f"{indent}{label:<28} {value:.3f}")
-        else:
-            lines.append(f"{indent}{label:<28} {value}")
-    return "\n".join(lines)
+    return read

@@ -23,6 +23,7 @@ from cryoscale.config.sections import (
     SegmentConfig,
     SegmenterConfig,
 )
+from cryoscale.config.simulate import SimulateConfig
 
 
 class SourceConfig(Section):
@@ -51,6 +52,7 @@ class RunConfig(Section):
     segment: SegmentConfig = Field(default_factory=SegmentConfig)
     instances: InstancesConfig = Field(default_factory=InstancesConfig)
     execution: ExecutionConfig = Field(default_factory=ExecutionConfig)
+    simulate: SimulateConfig | None = None  # only where the tomograms are simulated
     inputs: tuple[SourceConfig, ...] = ()
 
 

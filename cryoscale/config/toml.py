@@ -77,7 +77,7 @@ def _without_none(value: Any) -> Any:
 
 
 def apply_settings(config: RunConfig, settings: list[str]) -> RunConfig:
-    """Apply `table.key=value` words, as given to `--set`.
+    """Apply `table.key=value` words, as given to `--set`; tables within tables are `table.inner.key=value`.
 
     The value is read as TOML and, failing that, as a plain string: `pick.z_range=auto` works unquoted.
 
@@ -89,12 +89,15 @@ def apply_settings(config: RunConfig, settings: list[str]) -> RunConfig:
     raw = _without_none(config.model_dump(mode="json"))
     for word in settings:
         key, equals, text = word.partition("=")
-        table, dot, name = key.strip().partition(".")
-        if not (equals and dot and name):
+        *tables, name = key.strip().split(".")
+        if not (equals and tables and name):
             raise ConfigurationError(f"--set {word!r} is not of the form table.key=value.")
-        if not isinstance(raw.setdefault(table, {}), dict):
-            raise ConfigurationError(f"--set {word!r}: '{table}' is not a table of run.toml.")
-        raw[table][name] = _parse_value(text.strip())
+        inner = raw
+        for table in tables:
+            inner = inner.setdefault(table, {})
+            if not isinstance(inner, dict):
+                raise ConfigurationError(f"--set {word!r}: '{table}' is not a table of run.toml.")
+        inner[name] = _parse_value(text.strip())
     return validate(raw, origin="--set")
 
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cryoscale.config import RunConfig
+from cryoscale.config.simulate import SimulateConfig
 from cryoscale.data.clusters import ClusterFolder, Selection
 from cryoscale.data.folder import Folder
+from cryoscale.data.pyramid import Pyramid
 from cryoscale.data.rows import Encodings, Picks, count_picks, read_assignments, read_pick_notes, read_picks
 from cryoscale.data.run import Run
 from cryoscale.data.tomogram import (
@@ -18,6 +20,7 @@ from cryoscale.data.tomogram import (
     TomogramFacts,
     common_voxel_size,
 )
+from cryoscale.data.truth import TRUTH_LABELS, Truth, read_truth
 from cryoscale.data.weights import ModelFolder
 from cryoscale.errors import ConfigurationError, StateError, UndeclaredAccessError
 
@@ -25,6 +28,7 @@ ARTIFACTS = frozenset(
     {
         "source", "tomogram", "picks", "encodings", "encoder", "clusters", "assignments",
         "review", "selection", "segmenter", "labels", "instances",
+        "densities", "truth", "scene", "tilts", "simulated", "truth_labels", "subtomograms",
     }
 )  # fmt: skip
 
@@ -82,11 +86,11 @@ class Access:
         return self.tomogram if tomogram is None else tomogram
 
     def source(self) -> dict[str, Any]:
-        """Return what `run.toml` says of the tomogram's source file."""
+        """Return what `run.toml` says of the tomogram's source file; `place` is where the file is."""
         self._may("source")
         for source in self.config.inputs:
             if source.name == self.tomogram:
-                return source.model_dump()
+                return {**source.model_dump(), "place": self.run.source_path(source.path)}
         raise UndeclaredAccessError(f"the run has no input named '{self.tomogram}'")
 
     def given_voxel_size(self) -> float | None:
@@ -188,9 +192,50 @@ class Access:
         self._may("labels", write=write)
         return LabelVolume(self.run.tomogram(self.tomogram), self.config.segment.labels, writable=write)
 
+    def simulation(self) -> SimulateConfig:
+        """Return what the tomogram is simulated from, its variant applied.
+
+        Raises
+        ------
+        StateError
+            The run is not simulated.
+        """
+        if self.config.simulate is None:
+            raise StateError("the run has no table [simulate].")
+        return self.config.simulate.for_tomogram(self.tomogram) if self.tomogram else self.config.simulate
+
+    def truth(self) -> Truth:
+        """Read what stands where in the tomogram."""
+        self._may("truth")
+        return read_truth(self.run.truth, self.tomogram)
+
+    def densities(self) -> Folder:
+        """Return the folder of densities."""
+        self._may("densities")
+        return self.run.densities
+
+    def scene(self, name: str, *, write: bool = False) -> Pyramid:
+        """Open the noise-free scene, "signal" or "labels"."""
+        self._may("scene", write=write)
+        return Pyramid(self.run.scene(self.tomogram).child(name), writable=write)
+
+    def truth_labels(self, *, write: bool = False) -> LabelVolume:
+        """Open the true label volume of a simulated tomogram."""
+        self._may("truth_labels", write=write)
+        return LabelVolume(self.run.tomogram(self.tomogram), TRUTH_LABELS, writable=write)
+
+    def tilts(self, name: str, *, write: bool = False) -> Pyramid:
+        """Open the imaged projections (tilt, y, x), "signal" or "noise"."""
+        self._may("tilts", write=write)
+        return Pyramid(self.run.tilts(self.tomogram).child(name), writable=write)
+
     def output(self) -> Folder:
         """Return the folder that tables of the written artifact go to."""
         folders = {
+            "densities": self.run.densities,
+            "truth": self.run.truth,
+            "simulated": self.run.simulated,
+            "subtomograms": self.run.subtomograms(self.tomogram),
             "picks": self.run.picks,
             "instances": self.run.instances,
             "assignments": self.run.assignments,

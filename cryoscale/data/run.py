@@ -112,6 +112,37 @@ class Run:
         """Folder of `<tomogram>.parquet` with cluster ids."""
         return self.folder.child("clusters", "assignments")
 
+    def source_path(self, path: str) -> str:
+        """Return where an input file is: relative paths, of simulated ones, are within the run."""
+        return path if "://" in path or os.path.isabs(path) else self.folder.path(path)
+
+    @property
+    def truth(self) -> Folder:
+        """Folder of what is known of simulated tomograms: `<tomogram>.parquet`, `.toml`, `.star`."""
+        return self.folder.child("truth")
+
+    @property
+    def densities(self) -> Folder:
+        """Folder of the densities that simulated particles are made of."""
+        return self.folder.child("densities")
+
+    @property
+    def simulated(self) -> Folder:
+        """Folder of simulated files: `<tomogram>.mrc`, and tilt series."""
+        return self.folder.child("simulated")
+
+    def scene(self, name: str) -> Folder:
+        """Return the noise-free scene of a simulated tomogram: `signal` and `labels`."""
+        return self.folder.child("scenes", f"{name}.zarr")
+
+    def tilts(self, name: str) -> Folder:
+        """Return the imaged projections of a simulated tomogram: `signal` and `noise`."""
+        return self.folder.child("tilts", f"{name}.zarr")
+
+    def subtomograms(self, name: str) -> Folder:
+        """Return the boxes cut from a simulated tomogram, with their truth."""
+        return self.folder.child("subtomograms", f"{name}.zarr")
+
     def parts(self, stage: str, tomogram: str) -> Folder:
         """Folder of the parts that the blocks of a stage leave for its seal."""
         return self.folder.child("parts", stage, tomogram)

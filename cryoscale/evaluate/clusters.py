@@ -134,6 +134,21 @@ def best_selection_f1(
     ids_C, index_N = np.unique(clusters, return_inverse=True)
     picks_C = np.bincount(index_N, minlength=len(ids_C))
     hits_C = np.bincount(index_N[match], minlength=len(ids_C))
+    chosen = best_of_counts(hits_C, picks_C, n_truth, max_clusters)
+    names = tuple(sorted(int(i) for i in ids_C[chosen]))
+    return Selection(names, int(hits_C[chosen].sum()), int(picks_C[chosen].sum()), n_truth)
+
+
+def best_of_counts(
+    hits_C: npt.NDArray[np.int64], picks_C: npt.NDArray[np.int64], n_truth: int, max_clusters: int
+) -> npt.NDArray[np.int64]:
+    """Return the rows of the clusters with the best F1 together; see `best_selection_f1`.
+
+    Parameters
+    ----------
+    hits_C, picks_C : (C,) int
+        Matched picks and picks of each cluster.
+    """
     chosen = np.empty(0, np.int64)
     value = 0.0
     while True:
@@ -142,10 +157,8 @@ def best_selection_f1(
         best = best[gain_C[best] > 1e-9]
         improved = f1_of(hits_C[best].sum(), picks_C[best].sum(), n_truth)
         if improved <= value + 1e-12:
-            break
+            return chosen
         chosen, value = best, improved
-    names = tuple(sorted(int(i) for i in ids_C[chosen]))
-    return Selection(names, int(hits_C[chosen].sum()), int(picks_C[chosen].sum()), n_truth)
 
 
 def selection_f1(

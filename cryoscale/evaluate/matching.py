@@ -56,6 +56,10 @@ class Match:
         """Harmonic mean of precision and recall."""
         return f1_of(len(self.pick_K), self.n_picks, self.n_truth)
 
+    def f_beta(self, beta: float) -> float:
+        """F-beta; see `f_beta_of`."""
+        return f_beta_of(len(self.pick_K), self.n_picks, self.n_truth, beta)
+
     @property
     def is_match_N(self) -> npt.NDArray[np.bool_]:
         """Whether each pick is matched."""
@@ -67,6 +71,16 @@ class Match:
 def f1_of(hits: float, picks: float, truth: float) -> float:
     """Return 2 hits / (picks + truth): F1 from counts; 0 when there is nothing."""
     return float(2 * hits / (picks + truth)) if picks + truth else 0.0
+
+
+def f_beta_of(hits: float, picks: float, truth: float, beta: float) -> float:
+    """Return F-beta from counts: recall weighs `beta` times as much as precision; 0 when there is nothing.
+
+    (1 + beta^2) hits / (picks + beta^2 truth), van Rijsbergen 1979. The CZII object identification challenge
+    scored picks by beta = 4.
+    """
+    below = picks + beta**2 * truth
+    return float((1 + beta**2) * hits / below) if below else 0.0
 
 
 def match_points(picks_N3: npt.ArrayLike, truth_M3: npt.ArrayLike, radius: float) -> Match:
@@ -169,6 +183,10 @@ class ThresholdCurve:
     def f1_T(self) -> Floats:
         """F1 at each threshold."""
         return 2 * self.hits_T / (self.kept_T + self.n_truth)
+
+    def f_beta_T(self, beta: float) -> Floats:
+        """F-beta at each threshold; see `f_beta_of`."""
+        return (1 + beta**2) * self.hits_T / (self.kept_T + beta**2 * self.n_truth)
 
     @property
     def best_f1(self) -> float:

@@ -1,135 +1,184 @@
-"""Score a run against positions that are known: picks, clusters, and what was selected."""
+"""Score a run against what is known: picks, clusters, selected classes, objects, labels, structures.
+
+Per tomogram and pooled: counts are added before scores are made of them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from cryoscale.data.rows import Picks, read_assignments, read_picks
 from cryoscale.data.run import Run
-from cryoscale.data.tables import read_table
-from cryoscale.evaluate.clusters import split_half_selection, split_half_threshold
-from cryoscale.evaluate.matching import match_points, score_threshold_curve
-from cryoscale.evaluate.picks import cluster_margins
+from cryoscale.errors import CryoscaleError, SurroundingsError
+from cryoscale.evaluate.contacts import contact_scores
+from cryoscale.evaluate.evidence import (
+    NO_PARTICLE,
+    Evidence,
+    KnownOf,
+    Named,
+    Settings,
+    collect,
+    n_clusters_of,
+    together,
+)
+from cryoscale.evaluate.known import Known, known_from_positions
+from cryoscale.evaluate.labels import segmentation_scores
+from cryoscale.evaluate.partition import agreement, class_scores, cluster_table
+from cryoscale.evaluate.structure_scores import structure_scores
 
-BEST = (100, 300, 1000, 3000)
 
-
-def evaluate_tomogram(
-    run: Run, tomogram: str, truth_M3: npt.NDArray[np.float64], radius_angstrom: float, *, seed: int = 0
+def evaluate_run(
+    run: Run, known_of: KnownOf | None, tomograms: Sequence[str], settings: Settings | None = None
 ) -> dict[str, Any]:
-    """Score the picks, clusters and selected picks of one tomogram.
+    """Score tomograms of a run one by one and together.
 
     Parameters
     ----------
     run : Run
         With picks at least.
-    tomogram : str
-        Its name.
-    truth_M3 : (M, 3) float
-        True positions z, y, x in Å.
-    radius_angstrom : float
-        Largest distance of a pick from its true position; matching is one to one.
-    seed : int
-        Of the random clusters.
+    known_of : callable, optional
+        Name and tomogram to what is known of it; None: the run's own truth.
+    tomograms : sequence of str
+        Which; they have picks.
+    settings : Settings, optional
+        How.
+
+    Returns
+    -------
+    report : dict
+        Plain values: `run`, `tomograms` (each as `score`), `pooled` (the same of all together), and `failed`,
+        tomogram to reason. A tomogram that cannot be scored does not stop the others.
+
+    Raises
+    ------
+    CryoscaleError
+        The first one met, when nothing could be scored; and a `SurroundingsError` at once.
+    """
+    settings = settings or Settings()
+    parts: list[Evidence] = []
+    failed: dict[str, str] = {}
+    first: CryoscaleError | None = None
+    for name in tomograms:
+        try:
+            parts.append(collect(run, name, known_of, settings))
+        except SurroundingsError:
+            raise
+        except CryoscaleError as error:
+            first = first or error
+            failed[name] = str(error)
+    if first is not None and not parts:
+        raise first
+    scored = [score(run, [part], settings) for part in parts]
+    pooled = scored[0] if len(parts) == 1 else score(run, parts, settings)
+    return {"run": run.folder.url, "tomograms": scored, "pooled": pooled, "failed": failed}
+
+
+def evaluate_tomogram(
+    run: Run, tomogram: str, truth: Known | npt.ArrayLike, radius_angstrom: float, *, seed: int = 0
+) -> dict[str, Any]:
+    """Score one tomogram against what is known, or against positions (M, 3) in Å of one class.
 
     Returns
     -------
     scores : dict
-        Plain values: `picks` (recall among the best K, precision, best threshold), where there are clusters
-        `clusters` (choosing on one half of the tomogram in x, scoring on the other), and where there are
-        instances `instances`.
+        As `score`.
     """
-    picks = read_picks(run.picks, tomogram)
+    settings = Settings(radius_angstrom, seed)
+    known = truth if isinstance(truth, Known) else known_from_positions(truth)
+    return score(run, [collect(run, tomogram, lambda *_: known, settings)], settings)
+
+
+def score(run: Run, parts: Sequence[Evidence], settings: Settings) -> dict[str, Any]:
+    """Make scores of what was counted in one or several tomograms.
+
+    Returns
+    -------
+    scores : dict
+        Plain values: `tomogram`, `radius_angstrom`, `truth` (number of positions), `picks`; and where there
+        are such `clusters`, `selection`, `instances`, `segmentation`, `structures`; see
+        docs/commands.md.
+    """
+    all_of_them = together(parts)
+    several = len(parts) > 1
     scores: dict[str, Any] = {
-        "tomogram": tomogram,
-        "radius_angstrom": radius_angstrom,
-        "truth": len(truth_M3),
+        "tomogram": f"{len(parts)} tomograms" if several else all_of_them.tomograms[0],
+        "radius_angstrom": all_of_them.radius_angstrom,
+        "truth": all_of_them.every.pairs.n_truth,
+        "picks": {
+            **all_of_them.every.scores(),
+            "by_class": {name: found.scores() for name, found in all_of_them.by_class.items()},
+        },
     }
-    scores["picks"] = _pick_scores(picks, truth_M3, radius_angstrom)
-    if run.assignments.exists(f"{tomogram}.parquet"):
-        ids_N = read_assignments(run.assignments, tomogram)[0]
-        if len(ids_N) == len(picks):
-            n_clusters = int(run.clusters.card["n_clusters"])
-            scores["clusters"] = _cluster_scores(picks, ids_N, truth_M3, radius_angstrom, n_clusters, seed)
-            scores["selection"] = _selection_scores(run, picks, ids_N, truth_M3, radius_angstrom)
-    if run.instances.exists(f"{tomogram}.parquet"):
-        table = read_table(run.instances, f"{tomogram}.parquet")
-        found_N3 = np.stack([table["z"], table["y"], table["x"]], axis=1)
-        scores["instances"] = {
-            str(name): _match_scores(found_N3[table["class_name"] == name], truth_M3, radius_angstrom)
-            for name in np.unique(table["class_name"].astype(str))
-        }
+    if several:
+        scores["pooled_over"] = list(all_of_them.tomograms)
+    clustered = [part for part in parts if part.ids_N is not None]
+    if clustered:
+        scores["clusters"] = cluster_scores(together(clustered), n_clusters_of(run), settings)
+        contacts = [part.contacts for part in clustered if part.contacts is not None]
+        if contacts:
+            scores["clusters"]["membrane"] = contact_scores(contacts, seed=settings.seed)
+    scores |= {what: named_scores(rows) for what, rows in all_of_them.named.items()}
+    labelled = [part.labels for part in parts if part.labels is not None]
+    if labelled:
+        scores["segmentation"] = segmentation_scores(labelled)
+    if settings.structures:
+        scores["structures"] = _structures(run, parts, settings)
     return scores
 
 
-def _match_scores(
-    found_N3: npt.NDArray[np.float64], truth_M3: npt.NDArray[np.float64], radius: float
-) -> dict[str, Any]:
-    match = match_points(found_N3, truth_M3, radius)
-    return {
-        "found": match.n_picks, "precision": match.precision, "recall": match.recall, "f1": match.f1,
-        "mean_error_angstrom": float(match.distance_K.mean()) if len(match.distance_K) else None,
-    }  # fmt: skip
+def cluster_scores(evidence: Evidence, n_clusters: int, settings: Settings) -> dict[str, Any]:
+    """Score clusters as a partition, and what choosing among them reaches.
 
-
-def _pick_scores(picks: Picks, truth_M3: npt.NDArray[np.float64], radius: float) -> dict[str, Any]:
-    curve = score_threshold_curve(picks.positions_N3, picks.scores_N, truth_M3, radius)
-    best = np.argsort(-picks.scores_N, kind="stable")
-    recall = {
-        str(k): match_points(picks.positions_N3[best[:k]], truth_M3, radius).recall
-        for k in BEST
-        if k <= len(picks)
+    Returns
+    -------
+    scores : dict
+        `n_clusters`; `all_picks` (with "no particle" as a class) and `matched_picks`: see `agreement`;
+        `by_class`: see `class_scores`; `table`: picks by cluster and class. Where the truth is one class, the
+        scores of `by_class` stand here, too.
+    """
+    ids_N, class_N = evidence.ids_N, evidence.class_N
+    assert ids_N is not None
+    matched = class_N > 0
+    by_class = {
+        name: class_scores(ids_N, found, n_clusters, seed=settings.seed)
+        for name, found in evidence.by_class.items()
     }
+    only = next(iter(by_class.values())) if len(by_class) == 1 else {}
     return {
-        **_match_scores(picks.positions_N3, truth_M3, radius),
-        "recall_among_best": recall,
-        "best_threshold_f1": curve.best_f1,
-        "average_precision": curve.average_precision,
+        "n_clusters": n_clusters,
+        **{key: value for key, value in only.items() if "f1" in key},
+        "all_picks": agreement(ids_N, class_N, seed=settings.seed),
+        "matched_picks": agreement(ids_N[matched], class_N[matched], seed=settings.seed),
+        "by_class": by_class,
+        "table": {
+            "classes": [NO_PARTICLE, *evidence.class_names[1:]],
+            **cluster_table(ids_N, class_N, len(evidence.class_names)),
+        },
     }
 
 
-def _cluster_scores(
-    picks: Picks,
-    ids_N: npt.NDArray[np.int32],
-    truth_M3: npt.NDArray[np.float64],
-    radius: float,
-    n_clusters: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Choose on one half in x and score on the other, both ways; beside a threshold, and random clusters."""
-    match = match_points(picks.positions_N3, truth_M3, radius)
-    middle = float(np.concatenate([picks.positions_N3[:, 2], truth_M3[:, 2]]).max()) / 2
-    first_N = picks.positions_N3[:, 2] < middle
-    in_first = int((truth_M3[:, 2] < middle).sum())
-    halves = (in_first, len(truth_M3) - in_first)
-    chosen = split_half_selection(ids_N, match.is_match_N, first_N, halves, n_clusters)
-    threshold = split_half_threshold(picks.scores_N, match.is_match_N, first_N, halves)
-    shuffled = np.random.default_rng(seed).permutation(ids_N)
-    chance = split_half_selection(shuffled, match.is_match_N, first_N, halves, n_clusters)
-    margin = cluster_margins(
-        picks.positions_N3, picks.scores_N, ids_N, {"truth": truth_M3}, radius,
-        n_clusters=n_clusters, seed=seed,
-    )[0]  # fmt: skip
+def named_scores(rows: dict[str, Named]) -> dict[str, Any]:
+    """Score classes by their names; `against` says what each was matched with."""
     return {
-        "split_half_f1": chosen.mean, "split_half_threshold_f1": threshold.mean,
-        "split_half_random_f1": chance.mean,
-        "best_fifth_of_clusters_f1": margin.selection.f1, "best_fifth_random_f1": margin.chance_f1,
-    }  # fmt: skip
+        name: {
+            "against": row.against,
+            **(row.pairs.scores() if row.against else {"found": row.pairs.n_found}),
+        }
+        for name, row in rows.items()
+    }
 
 
-def _selection_scores(
-    run: Run, picks: Picks, ids_N: npt.NDArray[np.int32], truth_M3: npt.NDArray[np.float64], radius: float
-) -> dict[str, Any]:
-    """Score the picks of each selected class as if all of the truth were that class."""
-    n_clusters = int(run.clusters.card["n_clusters"])
-    selection = run.clusters.selection(n_clusters)
-    if selection is None or not run.clusters.accepts(selection):
-        return {}
-    value_N = selection.class_of_cluster(n_clusters)[ids_N]
+def _structures(run: Run, parts: Sequence[Evidence], settings: Settings) -> dict[str, Any]:
+    """Average the found particles of each class over the tomograms."""
+    names = dict.fromkeys(name for part in parts for name in part.found)
     return {
-        name: _match_scores(picks.positions_N3[value_N == value], truth_M3, radius)
-        for value, name in enumerate(selection.class_names, start=1)
+        name: structure_scores(
+            run,
+            [part.found[name] for part in parts if name in part.found],
+            most=settings.most_particles,
+            seed=settings.seed,
+        )
+        for name in names
     }

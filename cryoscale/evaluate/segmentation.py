@@ -5,7 +5,7 @@ Shape suffixes: C classes, S samples. Rows of a confusion matrix are truth, colu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,17 +109,19 @@ def pooled_scores(confusions: Iterable[npt.ArrayLike]) -> SegmentationScores:
     return SegmentationScores(np.sum(parts, axis=0))
 
 
-def mean_iou_by_sample(confusions_SCC: npt.ArrayLike) -> float:
+def mean_iou_by_sample(confusions_SCC: npt.ArrayLike, classes: Sequence[int] | None = None) -> float:
     """Return the mIoU taken per sample and class first, then over samples, then over classes.
 
     That is how SSN3D-ED and DSM-Net report it. A class absent from both volumes of a sample does not count
-    there. `SegmentationScores.mean_iou` is the pooled one: report both.
+    there. `SegmentationScores.mean_iou` is the pooled one: report both. `classes` are those to take the mean
+    over; None: all.
     """
     counts_SCC = np.asarray(confusions_SCC)
     if counts_SCC.ndim != 3 or not len(counts_SCC):
         raise ConfigurationError(f"expected confusion matrices (S, C, C), got shape {counts_SCC.shape}.")
     iou_SC = np.stack([SegmentationScores(c).iou_C for c in counts_SCC])
-    return _mean_of_finite(np.array([_mean_of_finite(iou_S) for iou_S in iou_SC.T]))
+    taken_CS = iou_SC.T if classes is None else iou_SC.T[list(classes)]
+    return _mean_of_finite(np.array([_mean_of_finite(iou_S) for iou_S in taken_CS]))
 
 
 def _mean_of_finite(values: Floats) -> float:

@@ -25,6 +25,7 @@ def write_star(
     voxel_size_angstrom: float,
     score_N: npt.ArrayLike | None = None,
     class_number_N: npt.ArrayLike | None = None,
+    quaternion_N4: npt.ArrayLike | None = None,
     unbinned: TomogramGeometry | None = None,
 ) -> None:
     """Write positions as a RELION-5 particle file of one tomogram.
@@ -43,6 +44,9 @@ def write_star(
         For ``rlnAutopickFigureOfMerit``.
     class_number_N : (N,) int, optional
         For ``rlnClassNumber``.
+    quaternion_N4 : (N, 4) float, optional
+        x, y, z, w; turns xyz of the particle's frame into xyz of the tomogram. For ``rlnAngleRot``,
+        ``rlnAngleTilt``, ``rlnAnglePsi``.
 
     Raises
     ------
@@ -63,7 +67,43 @@ def write_star(
         columns["rlnAutopickFigureOfMerit"] = _column(path, score_N, len(positions))
     if class_number_N is not None:
         columns["rlnClassNumber"] = _column(path, class_number_N, len(positions)).astype(np.int64)
+    if quaternion_N4 is not None:
+        angles = relion_angles(quaternion_N4)
+        if len(angles) != len(positions):
+            raise ConfigurationError(f"{path}: {len(angles)} orientations do not go with {len(positions)} rows.")
+        names = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+        columns |= {name: angles[:, column] for column, name in enumerate(names)}
     _write_star(Path(path), {"particles": pandas.DataFrame(columns)})
+
+
+def relion_angles(quaternion_N4: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Turn orientations into RELION's rot, tilt, psi in degrees.
+
+    RELION's matrix A = Rz(psi) Ry(tilt) Rz(rot), in passive form, takes xyz of the reference to xyz of the
+    particle as it stands in the tomogram, which is what our quaternions do; so the angles are the intrinsic
+    ZYZ angles of the inverse turn.
+
+    Parameters
+    ----------
+    quaternion_N4 : (N, 4) float
+        x, y, z, w.
+
+    Returns
+    -------
+    angles_N3 : (N, 3) float64
+        rot, tilt, psi.
+    """
+    import warnings
+
+    from scipy.spatial.transform import Rotation
+
+    quaternions = np.asarray(quaternion_N4, dtype=np.float64).reshape(-1, 4)
+    if not len(quaternions):
+        return np.empty((0, 3))
+    with warnings.catch_warnings():  # where tilt is 0 only rot + psi is fixed; scipy sets psi to 0 and says so
+        warnings.simplefilter("ignore", UserWarning)
+        angles: npt.NDArray[np.float64] = Rotation.from_quat(quaternions).inv().as_euler("ZYZ", degrees=True)
+    return angles
 
 
 def write_import_list(path: str | os.PathLike[str], files: Mapping[str, str]) -> None:

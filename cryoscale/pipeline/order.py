@@ -11,19 +11,28 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cryoscale.config import RunConfig
+from cryoscale.config.simulate import SimulateConfig
 from cryoscale.errors import ConfigurationError
 from cryoscale.stages.assign import AssignStage
 from cryoscale.stages.base import Stage
 from cryoscale.stages.cluster import ClusterStage
+from cryoscale.stages.densities import DensitiesStage, density_files
 from cryoscale.stages.encode import EncodeStage
 from cryoscale.stages.identify import IdentifyStage
+from cryoscale.stages.image import ImageStage
 from cryoscale.stages.ingest import IngestStage
 from cryoscale.stages.instances import InstancesStage
+from cryoscale.stages.paint import PaintStage
 from cryoscale.stages.pick import PickStage
+from cryoscale.stages.place import PlaceStage
+from cryoscale.stages.project import ProjectStage
+from cryoscale.stages.reconstruct import ReconstructStage
 from cryoscale.stages.review import ReviewStage
 from cryoscale.stages.segment import SegmentStage
+from cryoscale.stages.subtomograms import SubtomogramsStage
 from cryoscale.stages.train_encoder import TrainEncoderStage
 from cryoscale.stages.train_segmenter import TrainSegmenterStage
+from cryoscale.stages.truth_labels import TruthLabelsStage
 
 Scope = Literal["tomogram", "all"]
 
@@ -52,6 +61,9 @@ class Step:
     outside : callable
         From the configuration to files and model folders that it reads beside the run's own artifacts;
         `{tomogram}` in a path stands for the name.
+    own : callable
+        From the configuration and a tomogram's name to what only this tomogram's result depends on. Fits do
+        not see it: another tomogram, or another variant of one, does not renew them.
     """
 
     stage: Stage
@@ -62,6 +74,7 @@ class Step:
     chosen: bool = False
     behind: tuple[str, ...] = ()
     outside: Callable[[RunConfig], list[str | None]] = lambda c: []
+    own: Callable[[RunConfig, str], list[Any]] = lambda c, tomogram: []
 
     @property
     def name(self) -> str:
@@ -72,8 +85,52 @@ class Step:
 _HOW_NOT_WHAT = {"threads", "weights"}  # keys that do not change what a fit is; weights enter by their hash
 
 
+def simulation_steps(simulate: SimulateConfig) -> list[Step]:
+    """List the steps from settings to a tomogram's file; none of it is there for real tomograms."""
+    scene, imaging, seed = simulate.scene, simulate.imaging, simulate.seed
+
+    def crowd(_: RunConfig, tomogram: str) -> list[Any]:
+        return [simulate.number_of(tomogram), simulate.for_tomogram(tomogram).scene.particles]
+
+    def noise(_: RunConfig, tomogram: str) -> list[Any]:
+        return [simulate.number_of(tomogram), simulate.for_tomogram(tomogram).imaging.snr]
+
+    names = sorted({p.density for p in scene.particles})
+    maps = [names, scene.voxel_size_angstrom, scene.resolution_angstrom]
+    steps = [
+        Step(
+            DensitiesStage(),
+            (),
+            lambda c: [maps],
+            scope="all",
+            outside=lambda c: density_files(simulate),
+        ),
+        Step(PlaceStage(), ("densities",), lambda c: [scene, seed], own=crowd),
+        Step(PaintStage(), ("densities", "place"), lambda c: [scene, seed]),
+    ]
+    if imaging.route == "direct":
+        return [*steps, Step(ImageStage(), ("paint",), lambda c: [imaging, seed], own=noise)]
+    return [
+        *steps,
+        Step(ProjectStage(), ("paint",), lambda c: [imaging, seed], own=noise),
+        Step(ReconstructStage(), ("project",), lambda c: []),
+    ]
+
+
+def truth_steps(simulate: SimulateConfig) -> list[Step]:
+    """List the steps that put the truth beside an ingested tomogram."""
+    steps = [Step(TruthLabelsStage(), ("ingest", "place", "paint"), lambda c: [])]
+    if simulate.subtomograms is not None:
+        after = ("ingest", "densities", "place", "truth_labels")
+        drawn = [simulate.subtomograms, simulate.tomograms, simulate.seed]
+        steps.append(Step(SubtomogramsStage(), after, lambda c: [drawn]))
+    return steps
+
+
 def steps_for(config: RunConfig) -> list[Step]:
     """List the steps that a configuration asks for, in order."""
+    simulated = simulation_steps(config.simulate) if config.simulate else []
+    known = truth_steps(config.simulate) if config.simulate else []
     given_encoder = config.encoder.weights is not None
     given_segmenter = config.segmenter.weights is not None
     patch = config.patch
@@ -81,8 +138,10 @@ def steps_for(config: RunConfig) -> list[Step]:
     segmenter = config.segmenter.weights or config.segmenter.model_dump(mode="json", exclude=_HOW_NOT_WHAT)
     drawn = config.segment.mode == "decoded"
     steps = [
-        Step(IdentifyStage(), (), lambda c: []),
+        *simulated,
+        Step(IdentifyStage(), tuple(step.name for step in simulated[-1:]), lambda c: []),
         Step(IngestStage(), ("identify",), lambda c: [c.ingest]),
+        *known,
         Step(
             PickStage(),
             ("ingest",),

@@ -14,6 +14,7 @@ from cryoscale.data.run import Run
 from cryoscale.data.tomogram import TomogramFacts
 from cryoscale.errors import CryoscaleError, FormatError
 from cryoscale.formats.mrc_header import read_header
+from cryoscale.geometry import Zyx
 from cryoscale.pipeline.controller import INTERPRETER_BYTES
 from cryoscale.pipeline.engines import EngineChoice, memory_budgets
 from cryoscale.pipeline.survey import Standing, Survey, survey_run
@@ -21,6 +22,7 @@ from cryoscale.runtime.memory import format_bytes
 from cryoscale.stages.base import BlockStage
 
 ASSUMED_CLASSES = 8  # of a segmenter that is not trained yet; few runs have more
+SIMULATED_FIRST = frozenset({"ingest", "subtomograms"})  # plans that need a file that is not made yet
 SHOWN_TOMOGRAMS = 30  # beyond this, only what is odd is listed one by one
 
 
@@ -119,6 +121,8 @@ def _forecast(survey: Survey, standing: Standing, facts: dict[str, Any]) -> Fore
     row = replace(row, estimated=not ready)
     if not isinstance(unit.step.stage, BlockStage):
         return replace(row, blocks=1, due=1, estimated=False)
+    if not ready and survey.graph.config.simulate and unit.step.name in SIMULATED_FIRST:
+        return row
     try:
         access = survey.graph.access_for(unit)
         if not ready:
@@ -154,7 +158,7 @@ def _facts(survey: Survey, tomogram: str, known: dict[str, Any]) -> TomogramFact
                 grant = survey.graph.access_for(survey.graph.units["pick", tomogram])
                 known[tomogram] = grant.open_tomogram().facts
             else:
-                known[tomogram] = _facts_from_header(survey.graph.config, tomogram)
+                known[tomogram] = _facts_from_header(survey.graph.run, survey.graph.config, tomogram)
         except CryoscaleError as error:
             known[tomogram] = error
     found = known[tomogram]
@@ -164,14 +168,20 @@ def _facts(survey: Survey, tomogram: str, known: dict[str, Any]) -> TomogramFact
     return found
 
 
-def _facts_from_header(config: RunConfig, tomogram: str) -> TomogramFacts:
+def _facts_from_header(run: Run, config: RunConfig, tomogram: str) -> TomogramFacts:
     source = next(s for s in config.inputs if s.name == tomogram)
     asked = source.voxel_size_angstrom or config.ingest.voxel_size_angstrom
-    header = read_header(source.path, ignore_voxel_size=asked is not None)
-    size = asked or header.voxel_size_angstrom
-    if size is None:
-        raise FormatError(f"{source.path}: the voxel size is not set in the header.")
-    levels = pyramid_levels(header.shape, size, count=config.ingest.levels)
+    if config.simulate is not None:  # the file may not be made yet
+        scene = config.simulate.scene
+        shape, found = Zyx.of(scene.shape), scene.voxel_size_angstrom
+    else:
+        place = run.source_path(source.path)
+        header = read_header(place, ignore_voxel_size=asked is not None)
+        if asked is None and header.voxel_size_angstrom is None:
+            raise FormatError(f"{place}: the voxel size is not set in the header.")
+        shape, found = header.shape, header.voxel_size_angstrom or 0.0
+    size = asked or found
+    levels = pyramid_levels(shape, size, count=config.ingest.levels)
     return TomogramFacts(tomogram, tuple(levels), (), "dark", "not looked at yet", "", {})
 
 

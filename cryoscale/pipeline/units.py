@@ -223,6 +223,8 @@ class UnitGraph:
         if step.name == "identify" and (known := self._known_key(unit.tomogram)):
             return known
         parts: list[Any] = [step.name, step.stage.version, step.parameters(self.config)]
+        if unit.tomogram != ALL and (own := step.own(self.config, unit.tomogram)):
+            parts.append(own)
         parts.append(self._generation(step.name))
         if outside := self._outside(unit):
             parts.append(outside)
@@ -266,14 +268,14 @@ class UnitGraph:
     def _source_stamp(self, tomogram: str) -> list[Any]:
         source = self.sources[tomogram]
         try:
-            return [source.path, *source_stamp(source.path)]
+            return [source.path, *source_stamp(self.run.source_path(source.path))]
         except OSError:
             return [source.path]  # gone: `identify` will say so, under a key of its own
 
     def _known_key(self, tomogram: str) -> str | None:
         """Return the sealed key of a source that is gone but was ingested before: nothing is lost then."""
         source = self.sources[tomogram]
-        if source_exists(source.path):
+        if source_exists(self.run.source_path(source.path)):
             return None
         for key in self.run.ledger.names(f"identify/{tomogram}"):
             sealed = UnitLedger(self.run.ledger, "identify", tomogram, key).sealed

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ def simulate_cell(
         Unknown kind, impossible numbers, or no room.
     """
     parameters = {**locals(), "copies": dict(copies)}
-    imaging = Imaging(snr, wedge_degrees, defocus_micrometre, envelope=envelope)
+    imaging = _imaging(snr, wedge_degrees, defocus_micrometre, envelope)
     scene = build_scene(
         shape,
         voxel_size_angstrom,
@@ -123,6 +124,13 @@ def simulate_cell(
     picks = {"z": z, "y": y, "x": x, "kind": scene.kind_N, "orientation": scene.quaternion_N4}
     names = scene.class_names
     return Cell(volume_ZYX, scene.labels_ZYX, picks, names, voxel_size_angstrom, realised, parameters, scene)
+
+
+def _imaging(snr: float, wedge_degrees: float, defocus_micrometre: float | None, envelope: float) -> Imaging:
+    """Return settings where one Gaussian limits everything, the detector's noise as well as the signal."""
+    tilts = {"tilt_min_degrees": -wedge_degrees, "tilt_max_degrees": wedge_degrees}
+    imaging = Imaging(snr, **tilts, defocus_micrometre=defocus_micrometre, envelope=envelope)
+    return replace(imaging, envelope=math.inf, mtf_at_nyquist=max(math.exp(-(envelope**-2)), 1e-30))
 
 
 def demo_cells(n: int = 3, seed: int = 0) -> list[Cell]:

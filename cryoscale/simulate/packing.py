@@ -1,7 +1,7 @@
 """Where things stand: random sequential addition of spheres without overlap, found by a grid of cells.
 
 Widom 1966, doi:10.1063/1.1726548. It reaches about a third of the volume;
-the crowded cytosol holds 20 to 30 %.
+the crowded cytosol holds 20 to 30 %. `cryoscale.simulate.crowding` goes beyond.
 
 Shape suffixes: N spheres, 3 coordinates z, y, x in Å.
 """

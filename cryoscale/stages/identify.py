@@ -28,7 +28,7 @@ class IdentifyStage(WholeStage):
         from cryoscale.formats.inputs import content_id, source_exists, source_stamp
         from cryoscale.formats.mrc import read_header
 
-        path = access.source()["path"]
+        path = access.source()["place"]
         asked = access.given_voxel_size()
         if source_exists(path) and not os.access(path, os.R_OK):
             raise DataError(f"{path} may not be read by this user.", remedy="Change its permissions.")

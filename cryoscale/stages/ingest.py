@@ -63,7 +63,7 @@ class IngestStage(BlockStage):
     @contextlib.contextmanager
     def open_worker(self, access: Access) -> Iterator[BlockFunction]:
         """Open the source for reading and the pyramid for writing."""
-        source = access.source()["path"]
+        source = access.source()["place"]
         pyramid = Pyramid(access.tomogram_folder(), writable=True)
         ignore = access.given_voxel_size() is not None
         with _opened(source, ignore_voxel_size=ignore) as volume:
@@ -95,7 +95,7 @@ class IngestStage(BlockStage):
         try:
             statistics = tuple(_statistics(pyramid, number) for number in range(len(levels)))
         except DataError as error:
-            raise DataError(f"{source['path']}: {error}") from error
+            raise DataError(f"{source['place']}: {error}") from error
         contrast, reason = _contrast(access, pyramid, levels)
         z_range, z_reason = _z_range(pyramid, levels)
         facts = TomogramFacts(
@@ -128,7 +128,7 @@ class IngestStage(BlockStage):
 def _header(access: Access) -> MrcHeader:
     from cryoscale.formats.mrc import read_header
 
-    source = access.source()["path"]
+    source = access.source()["place"]
     with _judged(source):
         return read_header(source, ignore_voxel_size=access.given_voxel_size() is not None)
 
@@ -165,7 +165,7 @@ def _levels(access: Access, header: MrcHeader) -> list[Level]:
     size = access.given_voxel_size() or header.voxel_size_angstrom
     if size is None:
         raise FormatError(
-            f"{access.source()['path']}: the voxel size is not set in the header ({header.voxel_size_note}).",
+            f"{access.source()['place']}: the header does not say the voxel size ({header.voxel_size_note}).",
             remedy="Give it: cryoscale init … --voxel-size N (ingest.voxel_size_angstrom in run.toml).",
         )
     return pyramid_levels(header.shape, size, count=access.config.ingest.levels)

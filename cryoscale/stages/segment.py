@@ -14,20 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from cryoscale.data.access import Access
-from cryoscale.data.pyramid import Pyramid
 from cryoscale.data.tomogram import LabelFacts
-from cryoscale.geometry import Block, Box, Grid, Zyx, round_up
+from cryoscale.geometry import Block, Box, Zyx
 from cryoscale.ops.blend import Windows, weight_window
 from cryoscale.ops.patches import patch_box
 from cryoscale.ops.shape import otsu_level
 from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan, renumber
+from cryoscale.stages.labelling import CHUNK, SHARD, coarser, finer, label_blocks
 from cryoscale.stages.networks import BATCH, open_decoder, open_segmenter
 from cryoscale.stages.patching import PatchReader
 from cryoscale.stages.training import check_voxel_size
 
 Labels = npt.NDArray[np.uint8]
 Predict = Callable[[Box], Labels]
-CHUNK, SHARD = 64, 256  # voxels; labels compress to almost nothing
 
 
 class SegmentStage(BlockStage):
@@ -45,12 +44,8 @@ class SegmentStage(BlockStage):
         levels = access.open_tomogram().facts.levels
         work = access.working_level()
         edge = access.config.execution.block_voxels
-        phases = []
-        for number in [work, *range(work + 1, len(levels)), *range(work - 1, -1, -1)]:
-            shape = levels[number].shape
-            unit = [min(SHARD, round_up(n, min(CHUNK, n))) for n in shape]
-            cell = Zyx(*(round_up(min(edge, n), u) for n, u in zip(shape, unit, strict=True)))
-            phases.append(list(Grid.of(shape, cell).blocks(level=number)))
+        order = [work, *range(work + 1, len(levels)), *range(work - 1, -1, -1)]
+        phases = [label_blocks(levels, number, edge) for number in order]
         reader = PatchReader.for_access(access)
         core = max(block.core.voxels for block in phases[0])
         box = reader.box
@@ -79,9 +74,9 @@ class SegmentStage(BlockStage):
                 if block.level == work:
                     labels = predict(block.core)
                 elif block.level > work:
-                    labels = _coarser(pyramid, block)
+                    labels = coarser(pyramid, block)
                 else:
-                    labels = _finer(pyramid, block)
+                    labels = finer(pyramid, block)
                 if labels.any():
                     pyramid.write(block.level, block.core, labels)
                     return BlockReport(voxels=block.core.voxels)
@@ -235,31 +230,3 @@ def _embed(
             )
     labels: Labels = total.argmax(axis=0).astype(np.uint8)
     return labels
-
-
-def _coarser(pyramid: Pyramid, block: Block) -> Labels:
-    """Take the most frequent label of 2x2x2 voxels of the level below; the smaller value on a tie."""
-    below = block.level - 1
-    fine = Box.of([2 * n for n in block.core.start], [2 * n for n in block.core.stop])
-    labels = pyramid.read(below, fine.intersect(Box.whole(pyramid.shape(below))))
-    pads = [(0, 2 * n - m) for n, m in zip(block.core.shape, labels.shape, strict=True)]
-    labels = np.pad(labels, pads, mode="edge")
-    eight = [labels[z::2, y::2, x::2] for z in (0, 1) for y in (0, 1) for x in (0, 1)]
-    best = np.zeros(block.core.shape, np.uint8)
-    most = np.zeros(block.core.shape, np.uint8)
-    for value in np.unique(labels):
-        count = sum((part == value).astype(np.uint8) for part in eight)
-        better = count > most
-        best[better] = value
-        most = np.maximum(most, count)
-    return best
-
-
-def _finer(pyramid: Pyramid, block: Block) -> Labels:
-    """Repeat each label of the level above for its 2x2x2 voxels."""
-    above = Box.of([n // 2 for n in block.core.start], [-(-n // 2) for n in block.core.stop])
-    labels = pyramid.read(block.level + 1, above)
-    for axis in range(3):
-        labels = np.repeat(labels, 2, axis=axis)
-    offset = [n % 2 for n in block.core.start]
-    return np.ascontiguousarray(labels[Box.whole(block.core.shape).shift(offset).slices])

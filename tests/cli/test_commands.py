@@ -10,6 +10,7 @@ import pytest
 
 from cryoscale import __version__
 from cryoscale.cli import VERBS, group, run_command
+from cryoscale.cli.simulate import WORDS, verb_below
 from cryoscale.errors import ConfigurationError, DataError, StateError, SurroundingsError
 
 LISTING = Path(__file__).with_name("command_line.txt")
@@ -18,8 +19,9 @@ LISTING = Path(__file__).with_name("command_line.txt")
 def command_line() -> Iterator[str]:
     """One line per argument and option of each verb."""
     context = click.Context(group)
-    for verb in sorted(VERBS):
-        command = group.get_command(context, verb)
+    found = {verb: group.get_command(context, verb) for verb in VERBS}
+    found |= {f"simulate {word}": verb_below(word) for word in WORDS}
+    for verb, command in sorted(found.items()):
         assert command is not None
         lines = []
         for parameter in command.params:

@@ -14,7 +14,7 @@ from cryoscale.data.run import Run
 from cryoscale.data.tables import read_table
 from cryoscale.data.tomogram import LabelVolume
 from cryoscale.geometry import Block, Box, Grid
-from cryoscale.stages.segment import _coarser, _finer
+from cryoscale.stages.labelling import coarser, finer
 from tests.pipeline.driving import drive, settle
 
 SIX = ndimage.generate_binary_structure(3, 1)
@@ -48,7 +48,7 @@ def test_coarser_labels_are_the_mode_of_cells(shape: tuple[int, int, int], seed:
     pyramid = pyramid_of(shape, 0, labels)
     expected = mode_of_cells(labels)
     for number, box in enumerate(Grid.of(expected.shape, edge).boxes()):
-        assert np.array_equal(_coarser(pyramid, Block(number, box, box, 1)), expected[box.slices])
+        assert np.array_equal(coarser(pyramid, Block(number, box, box, 1)), expected[box.slices])
 
 
 @settings(max_examples=25)
@@ -59,7 +59,7 @@ def test_finer_labels_repeat_the_coarse_ones(shape: tuple[int, int, int], seed: 
     pyramid = pyramid_of(shape, 1, labels)
     expected = np.kron(labels, np.ones((2, 2, 2), np.uint8))[tuple(slice(0, n) for n in shape)]
     for number, box in enumerate(Grid.of(shape, edge).boxes()):
-        assert np.array_equal(_finer(pyramid, Block(number, box, box, 0)), expected[box.slices])
+        assert np.array_equal(finer(pyramid, Block(number, box, box, 0)), expected[box.slices])
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta"])
