@@ -14,7 +14,13 @@ PRESETS = {
     "cpu": [],
     "gpu": ["execution.ray_workers=1"],
     "cluster": ["execution.block_voxels=512"],
-}
+    "paper": [
+        "pick.smooth_sigma_voxels=2", "pick.sigma_voxels=5", "encoder.code=relu", "encoder.l1=1e-4",
+        "encoder.batch_size=8", "encoder.augment=false", "encoder.invariant_weight=0",
+        "patch.smooth_sigma_voxels=2", "segmenter.shift=0", "segmenter.ignore_unselected=false",
+        "segment.mode=picks",
+    ],
+}  # fmt: skip
 
 
 @click.command("init")

@@ -58,7 +58,7 @@ def simulate_command(
 ) -> int:
     """Simulate tomograms with known truth into the run OUT; given again, it goes on where it was.
 
-    Below it: `cryoscale simulate recipes` lists what there is, `cryoscale simulate structures 1KP8 …` downloads.
+    Below it: `cryoscale simulate recipes` lists recipes, `cryoscale simulate structures 1KP8` downloads.
     """
     from cryoscale.cli.run import drive
     from cryoscale.pipeline.simulation import set_up_simulation

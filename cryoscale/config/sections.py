@@ -122,6 +122,7 @@ class EncoderConfig(TrainingConfig):
     dimension: Count = 32
     channels: Count = 32
     code: Literal["relu", "linear", "leaky_relu"] = "linear"
+    invariant_weight: Annotated[float, Field(ge=0, le=100)] = 2.0  # 0: the code alone, as in the paper
     l1: Annotated[float, Field(ge=0)] = 0.0  # paper: 1e-4 with a ReLU code, most of whose units die
     weights: str | None = None  # a model folder of another run: encode with it, train nothing
 

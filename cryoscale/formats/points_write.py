@@ -70,7 +70,9 @@ def write_star(
     if quaternion_N4 is not None:
         angles = relion_angles(quaternion_N4)
         if len(angles) != len(positions):
-            raise ConfigurationError(f"{path}: {len(angles)} orientations do not go with {len(positions)} rows.")
+            raise ConfigurationError(
+                f"{path}: {len(angles)} orientations do not go with {len(positions)} rows."
+            )
         names = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
         columns |= {name: angles[:, column] for column, name in enumerate(names)}
     _write_star(Path(path), {"particles": pandas.DataFrame(columns)})
@@ -100,7 +102,9 @@ def relion_angles(quaternion_N4: npt.ArrayLike) -> npt.NDArray[np.float64]:
     quaternions = np.asarray(quaternion_N4, dtype=np.float64).reshape(-1, 4)
     if not len(quaternions):
         return np.empty((0, 3))
-    with warnings.catch_warnings():  # where tilt is 0 only rot + psi is fixed; scipy sets psi to 0 and says so
+    with (
+        warnings.catch_warnings()
+    ):  # where tilt is 0 only rot + psi is fixed; scipy sets psi to 0 and says so
         warnings.simplefilter("ignore", UserWarning)
         angles: npt.NDArray[np.float64] = Rotation.from_quat(quaternions).inv().as_euler("ZYZ", degrees=True)
     return angles

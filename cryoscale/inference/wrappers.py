@@ -21,16 +21,51 @@ class EncoderOnly(nn.Module):
         return codes_NF
 
 
-class DecoderOnly(nn.Module):
-    """The decoding half of an autoencoder: codes (N, F) to patches (N, 1, Z, Y, X)."""
+class EncoderWithInvariants(nn.Module):
+    """The encoding half of an autoencoder and invariants of the patch: patches (N, 1, Z, Y, X) to (N, F + I).
 
-    def __init__(self, autoencoder: nn.Module) -> None:
+    Parameters
+    ----------
+    autoencoder : nn.Module
+        Its code comes first.
+    invariants : nn.Module
+        From patches to (N, I).
+    gain : float
+        Factor on the invariants.
+    """
+
+    def __init__(self, autoencoder: nn.Module, invariants: nn.Module, gain: float) -> None:
         super().__init__()
         self.autoencoder: Any = autoencoder
+        self.invariants = invariants
+        self.gain = gain
+
+    def forward(self, patches_NCZYX: Tensor) -> Tensor:
+        """Encode."""
+        codes_NF: Tensor = self.autoencoder.encode(patches_NCZYX)
+        return torch.cat([codes_NF, self.gain * self.invariants(patches_NCZYX)], dim=1)
+
+
+class DecoderOnly(nn.Module):
+    """The decoding half of an autoencoder: encodings (N, F or more) to patches (N, 1, Z, Y, X).
+
+    Parameters
+    ----------
+    autoencoder : nn.Module
+        The network.
+    dimension : int, optional
+        F: the first so many numbers are the code; all of them by default.
+    """
+
+    def __init__(self, autoencoder: nn.Module, dimension: int | None = None) -> None:
+        super().__init__()
+        self.autoencoder: Any = autoencoder
+        self.dimension = dimension
 
     def forward(self, codes_NF: Tensor) -> Tensor:
         """Decode."""
-        patches_NCZYX: Tensor = self.autoencoder.decode(codes_NF)
+        code_NF = codes_NF if self.dimension is None else codes_NF[:, : self.dimension]
+        patches_NCZYX: Tensor = self.autoencoder.decode(code_NF)
         return patches_NCZYX
 
 

@@ -23,7 +23,7 @@ from cryoscale.errors import ConfigurationError
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
-GIVE_UP = 4
+GIVE_UP = 6
 """So often are stuck spheres moved elsewhere without the energy falling by a tenth."""
 
 
@@ -308,7 +308,8 @@ class _Soft:
     def relocate(self, overlap: Floats, rng: np.random.Generator) -> None:
         """Move the spheres that overlap most to the emptiest of some random places."""
         stuck = np.flatnonzero(overlap > self.spare)
-        worst = stuck[np.argsort(-overlap[stuck], kind="stable")][: max(1, len(stuck) // 12)].astype(np.int64)
+        deepest = np.argsort(-overlap[stuck], kind="stable")[: max(24, len(stuck) // 12)]
+        worst = stuck[deepest].astype(np.int64)
         rows, points_N3 = self.room.propose(worst, 48, rng)
         new, old = touching(points_N3, self.radii[rows], self.x, self.radii)
         other = rows[new] != old

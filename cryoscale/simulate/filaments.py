@@ -259,9 +259,7 @@ def place_filaments(
     for kind, count in wanted:
         for number in range(count):
             for attempt in range(attempts):
-                new = _random_filament(
-                    kind, config.contrast, ice, placed, membranes, attempt / attempts, rng
-                )
+                new = _random_filament(kind, config.contrast, ice, placed, membranes, attempt / attempts, rng)
                 if _apart(new, placed, membranes, solid, ice):
                     placed.append(new)
                     break

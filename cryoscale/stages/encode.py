@@ -12,7 +12,7 @@ from cryoscale.data.access import Access
 from cryoscale.data.rows import ROWS_PER_BLOCK
 from cryoscale.geometry import Block
 from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan, chunked_rows
-from cryoscale.stages.networks import BATCH, open_encoder
+from cryoscale.stages.networks import BATCH, encoding_width, open_encoder
 from cryoscale.stages.patching import PatchReader
 from cryoscale.stages.training import check_voxel_size
 
@@ -37,13 +37,13 @@ class EncodeStage(BlockStage):
         architecture = card["architecture"]
         activations = BATCH * reader.box.voxels * int(architecture["channels"]) * 4 * 3
         needed = reader.bytes_per_gather() + 2 * patches + activations + 256 * 2**20
-        disk = rows * int(architecture["dimension"]) * 4
+        disk = rows * encoding_width(card) * 4
         return Plan((chunked_rows(rows, ROWS_PER_BLOCK),), needed, disk)
 
     def create(self, access: Access) -> None:
         """Make the empty array."""
-        dimension = int(access.model("encoder").card["architecture"]["dimension"])
-        access.encodings().create(access.pick_count(), dimension)
+        width = encoding_width(access.model("encoder").card)
+        access.encodings().create(access.pick_count(), width)
 
     @contextlib.contextmanager
     def open_worker(self, access: Access) -> Iterator[BlockFunction]:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from cryoscale.simulate.imaging import Imaging
 
 SPARE_BYTES = 128 * 2**20
+KINDS = ("signal", "noise")
+"""Projections of both are kept apart until the ratio of their variances can be set."""
 
 
 def imaging_of(simulation: SimulateConfig) -> Imaging:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,8 @@ def _open(
 ) -> contextlib.AbstractContextManager[Network]:
     model, threads = access.model(name), worker_threads()
     card = model.card
-    key = [kind, card["weights_sha256"], card["architecture"], list(shape), threads, os.getpid()]
+    added = card.get("invariants", {})
+    key = [kind, card["weights_sha256"], card["architecture"], added, list(shape), threads, os.getpid()]
 
     def load() -> Engine:
         from cryoscale.inference.engine import open_engine
@@ -125,18 +126,34 @@ def _open(
 
 
 def open_encoder(access: Access) -> contextlib.AbstractContextManager[Network]:
-    """Open the encoder: patches (N, 1, Z, Y, X) to encodings (N, F)."""
-    from cryoscale.inference.wrappers import EncoderOnly
+    """Open the encoder: patches (N, 1, Z, Y, X) to encodings (N, F): the code, then invariants if any."""
+    from cryoscale.inference.wrappers import EncoderOnly, EncoderWithInvariants
 
-    return _open(access, "encoder", "encoder", (1, *access.config.patch.box), EncoderOnly)
+    box = access.config.patch.box
+    added = access.model("encoder").card.get("invariants")
+
+    def wrap(module: nn.Module) -> nn.Module:
+        if not added:
+            return EncoderOnly(module)
+        from cryoscale.models.invariants import ShellInvariants
+
+        return EncoderWithInvariants(module, ShellInvariants(box, added["degrees"]), added["gain"])
+
+    return _open(access, "encoder", "encoder", (1, *box), wrap)
+
+
+def encoding_width(card: Mapping[str, Any]) -> int:
+    """Return how many numbers an encoding has: those of the code, and the invariants."""
+    return int(card["architecture"]["dimension"]) + int(card.get("invariants", {}).get("count", 0))
 
 
 def open_decoder(access: Access) -> contextlib.AbstractContextManager[Network]:
     """Open the decoder: encodings (N, F) to patches (N, 1, Z, Y, X)."""
     from cryoscale.inference.wrappers import DecoderOnly
 
-    dimension = int(access.model("encoder").card["architecture"]["dimension"])
-    return _open(access, "encoder", "decoder", (dimension,), DecoderOnly)
+    card = access.model("encoder").card
+    dimension = int(card["architecture"]["dimension"])
+    return _open(access, "encoder", "decoder", (encoding_width(card),), lambda m: DecoderOnly(m, dimension))
 
 
 def open_segmenter(access: Access) -> contextlib.AbstractContextManager[Network]:

@@ -13,9 +13,8 @@ from cryoscale.data.arrays import read_arrays, write_arrays
 from cryoscale.data.pyramid import Level
 from cryoscale.geometry import Block, Box, Grid, Zyx
 from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan
-from cryoscale.stages.imaging import SPARE_BYTES, imaging_of, noise_seed
+from cryoscale.stages.imaging import KINDS, SPARE_BYTES, imaging_of, noise_seed
 
-KINDS = ("signal", "noise")
 CHUNK, SHARD = 64, 256  # tilts and pixels
 
 

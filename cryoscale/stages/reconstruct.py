@@ -14,8 +14,7 @@ from cryoscale.data.access import Access
 from cryoscale.data.arrays import read_arrays, read_some, write_arrays
 from cryoscale.geometry import Block, Box, Grid, Zyx
 from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan
-from cryoscale.stages.imaging import SPARE_BYTES, imaging_of, write_facts
-from cryoscale.stages.project import KINDS
+from cryoscale.stages.imaging import KINDS, SPARE_BYTES, imaging_of, write_facts
 
 if TYPE_CHECKING:
     from cryoscale.simulate.backprojection import Mixture

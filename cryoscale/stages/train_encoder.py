@@ -31,7 +31,7 @@ class TrainEncoderStage(WholeStage):
     """From patches to the weights of an autoencoder."""
 
     name = "train_encoder"
-    version = 2
+    version = 3
     engine = "model"
     reads = frozenset({"tomogram", "picks"})
     writes = "encoder"
@@ -67,6 +67,8 @@ class TrainEncoderStage(WholeStage):
         codes_NF = _codes(module, patches_NCZYX[:4096])
         card = card_of(access, architecture, result, settings, len(patches_NCZYX))
         card["metrics"]["dead_code_share"] = dead_share(codes_NF)
+        if config.invariant_weight:
+            card["invariants"] = _invariants(patches_NCZYX[:4096], codes_NF, config.invariant_weight)
         digest = access.model("encoder").save(result.best_state, card, history_columns(result.history))
         return {**_facts({**card, "weights_sha256": digest}), **notes}
 
@@ -119,12 +121,28 @@ def _sample(access: Access) -> Any:
     return patches_NZYX[:, None]
 
 
+def _invariants(patches_NCZYX: Any, codes_NF: Any, weight: float) -> dict[str, Any]:
+    """Describe the invariants that follow the code; their sd is `weight` times that of the code."""
+    from cryoscale.models.invariants import ShellInvariants
+
+    module = ShellInvariants(patches_NCZYX.shape[2:])
+    values_NI = _run(module, patches_NCZYX)
+    spread = [float(np.sqrt(part.var(axis=0, dtype=np.float64).sum())) for part in (codes_NF, values_NI)]
+    gain = weight * spread[0] / spread[1] if min(spread) > 0 else 1.0
+    return {"name": "shell_invariants", "degrees": module.degrees, "count": module.count, "gain": gain}
+
+
 def _codes(module: Any, patches_NCZYX: Any) -> Any:
-    from cryoscale.inference.engine import open_engine
     from cryoscale.inference.wrappers import EncoderOnly
 
+    return _run(EncoderOnly(module), patches_NCZYX)
+
+
+def _run(module: Any, patches_NCZYX: Any) -> Any:
+    from cryoscale.inference.engine import open_engine
+
     with open_engine(
-        EncoderOnly(module),
+        module,
         input_shape=patches_NCZYX.shape[1:],
         batch=64,
         backend="torch",

@@ -232,6 +232,17 @@ def test_distances_are_those_of_the_distance_transform(
     np.testing.assert_array_equal(found <= 15, near_label(index, np.where(other, 0, 1), 1, 2.0))
 
 
+@pytest.mark.parametrize("slab", [1, 2, 3, 4, 9])
+def test_a_surface_at_the_face_of_a_slab_counts(slab: int) -> None:
+    for full in (slice(4, None), slice(None, 4)):
+        labels = np.zeros((8, 5, 5), np.uint8)
+        labels[full] = 1
+        expected = ndimage.distance_transform_edt(labels == 0)
+        index = np.argwhere(labels == 0)
+        found = e.label_distances(index, labels, [1], 1.0, slab=slab)
+        np.testing.assert_allclose(found, expected[tuple(index.T)])
+
+
 def test_distances_of_places_between_voxels() -> None:
     labels = np.zeros((9, 9, 9), np.uint8)
     labels[4] = 2

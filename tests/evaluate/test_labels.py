@@ -95,3 +95,11 @@ def test_truth_for_another_shape_and_values_without_a_name(volumes) -> None:
         count_labels(*volumes(np.zeros((40, 70, 34), np.uint8), zeros, ("a",), ("a",)))
     with pytest.raises(FormatError, match="label 3, but has 1 classes: a"):
         count_labels(*volumes(zeros, zeros + 3, ("a",), ("a",)))
+
+
+def test_tomograms_may_number_their_classes_differently() -> None:
+    one = LabelCounts(np.diag([50, 5, 3]), ("background", "a", "b"), ("background", "a", "b"))
+    two = LabelCounts(np.diag([40, 2, 7]), ("background", "b", "a"), ("background", "b", "a"))
+    scores = segmentation_scores([one, two])
+    assert scores["pixel_accuracy"] == scores["mean_iou"] == scores["mean_iou_by_sample"] == 1
+    assert scores["by_class"]["a"]["truth"] == scores["by_class"]["a"]["found"] == 12

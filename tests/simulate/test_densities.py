@@ -142,12 +142,13 @@ def test_a_molecule_at_the_face_of_its_map_does_not_come_in_on_the_other_side() 
 def test_a_long_molecule_in_a_slim_map_stays_alone() -> None:
     balls = [((z, 30.0, 30.0), 20.0) for z in (40.0, 80.0, 120.0, 160.0, 200.0)]
     wide = [((z, 130.0, 130.0), 20.0) for z in (40.0, 80.0, 120.0, 160.0, 200.0)]
-    wanted = {"name": "rod", "voxel_size_angstrom": 16.0, "resolution_angstrom": 80.0}
+    wanted = {"name": "rod", "voxel_size_angstrom": 8.0, "resolution_angstrom": 24.0}
     slim = density_from_map(blobs((60, 15, 15), 4.0, *balls), 4.0, **wanted)
     large = density_from_map(blobs((60, 65, 65), 4.0, *wide), 4.0, **wanted)
-    assert slim.volume_ZYX.shape[0] * 16 > 4 * 15 * 4
+    assert slim.volume_ZYX.shape[0] * 8 > 4 * 15 * 4
     assert float(slim.volume_ZYX.sum()) == pytest.approx(float(large.volume_ZYX.sum()), rel=2e-3)
-    assert correlation(slim.volume_ZYX, large.volume_ZYX) > 0.995
+    # The ends are round: sideways they hold the sphere to within an eighth of a voxel only.
+    assert correlation(slim.volume_ZYX, large.volume_ZYX) > 0.98
     np.testing.assert_allclose(slim.centre_zyx_angstrom, (120, 30, 30), atol=5)
 
 
