@@ -18,7 +18,7 @@ PRESETS = {
         "pick.smooth_sigma_voxels=2", "pick.sigma_voxels=5", "encoder.code=relu", "encoder.l1=1e-4",
         "encoder.batch_size=8", "encoder.augment=false", "encoder.invariant_weight=0",
         "patch.smooth_sigma_voxels=2", "segmenter.shift=0", "segmenter.ignore_unselected=false",
-        "segment.mode=picks",
+        "segment.mode=picks", "segment.class_of=network",
     ],
 }  # fmt: skip
 

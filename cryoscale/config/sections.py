@@ -84,7 +84,7 @@ class PatchConfig(Section):
     """The box around each pick that the networks see."""
 
     size_voxels: Extent | tuple[Extent, Extent, Extent] = 32  # paper: 32; at the working voxel size
-    smooth_sigma_voxels: Annotated[float, Field(ge=0, le=20)] = 2.0  # paper: 2
+    smooth_sigma_voxels: Annotated[float, Field(ge=0, le=20)] = 1.0  # paper: 2; 1 tells more kinds apart
 
     @property
     def box(self) -> tuple[int, int, int]:
@@ -119,6 +119,7 @@ class TrainingConfig(Section):
 class EncoderConfig(TrainingConfig):
     """Autoencoder3D and its training."""
 
+    augment: bool = True  # the paper's own wish; without it the code of a few hundred patches overfits
     dimension: Count = 32
     channels: Count = 32
     code: Literal["relu", "linear", "leaky_relu"] = "linear"
@@ -166,6 +167,7 @@ class SegmentConfig(Section):
     """How label volumes are made."""
 
     mode: Literal["picks", "dense", "decoded"] = "dense"
+    class_of: Literal["cluster", "network"] = "cluster"  # mode picks: what says of which class an object is
     overlap_voxels: Annotated[int, Field(ge=0)] | None = None  # None: half the box
     labels: str = "classes"  # name of the label volume
 

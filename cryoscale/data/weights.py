@@ -24,6 +24,14 @@ CHECKPOINT = "checkpoint.safetensors"
 PROGRESS = "progress.json"
 
 
+def identity_of(card: Mapping[str, Any]) -> str:
+    """Name what a model computes: the hash of its weights and, if it adds invariants, of these too."""
+    weights, added = str(card["weights_sha256"]), card.get("invariants")
+    if not added:
+        return weights
+    return hashlib.sha256((weights + json.dumps(added, sort_keys=True)).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class ModelFolder:
     """`models/<name>/`: weights, card, history; a checkpoint and its progress while training."""

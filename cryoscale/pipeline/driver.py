@@ -16,6 +16,7 @@ from cryoscale.config import RunConfig
 from cryoscale.data.clusters import SELECTION, SUGGESTION
 from cryoscale.data.ledger import ALL, UnitLedger, recorded_failures
 from cryoscale.data.run import Run
+from cryoscale.data.weights import identity_of
 from cryoscale.errors import ConfigurationError, CryoscaleError, StateError, SurroundingsError
 from cryoscale.pipeline.attempts import Limits
 from cryoscale.pipeline.controller import AFTER_SELECTION, NO_SELECTION, Controller
@@ -247,7 +248,7 @@ def _kept_ids(run: Run) -> dict[str, str]:
         return {}
     space = run.clusters.card.get("encoder", "")
     if not space and run.model("encoder").exists:  # a card that does not say
-        space = run.model("encoder").card["weights_sha256"]
+        space = identity_of(run.model("encoder").card)
     return {"earlier": run.clusters.keep_earlier(), "space": str(space)}
 
 

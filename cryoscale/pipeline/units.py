@@ -12,7 +12,7 @@ from cryoscale.data.clusters import Selection
 from cryoscale.data.folder import Folder
 from cryoscale.data.ledger import ALL, UnitLedger
 from cryoscale.data.run import Run
-from cryoscale.data.weights import ModelFolder
+from cryoscale.data.weights import ModelFolder, identity_of
 from cryoscale.errors import ConfigurationError
 from cryoscale.formats.inputs import source_exists, source_stamp
 from cryoscale.pipeline.order import Step
@@ -353,7 +353,7 @@ def _content_of(place: str) -> Any:
     """Name what a file or a model folder holds: size and time, or the hash of the weights; None when gone."""
     model = ModelFolder(Folder.of(place))
     if model.exists:
-        return model.card.get("weights_sha256")
+        return identity_of(model.card)
     return list(source_stamp(place)) if source_exists(place) else None
 
 

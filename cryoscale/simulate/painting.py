@@ -20,7 +20,7 @@ import numpy.typing as npt
 from cryoscale.errors import LayoutError
 from cryoscale.geometry import Box
 from cryoscale.simulate.filaments import contour_of
-from cryoscale.simulate.placing import Placed
+from cryoscale.simulate.placed import Placed
 from cryoscale.simulate.scene import LEAFLET_OFFSET_ANGSTROM, LEAFLET_SIGMA_ANGSTROM
 from cryoscale.simulate.shapes import CONTOUR, blur_sigma_voxels
 from cryoscale.simulate.surroundings import EDGE_CONTOUR, GRAIN, grain, lamella, occupancy, tiles_of

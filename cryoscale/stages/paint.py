@@ -48,7 +48,7 @@ class PaintStage(BlockStage):
     def open_worker(self, access: Access) -> Iterator[BlockFunction]:
         """Load what stands where and the densities."""
         from cryoscale.simulate.painting import paint_box
-        from cryoscale.simulate.placing import Placed
+        from cryoscale.simulate.placed import Placed
 
         placed, stamps = Placed.from_truth(access.truth()), open_templates(access)
         signal, labels = access.scene("signal", write=True), access.scene("labels", write=True)

@@ -33,6 +33,7 @@ class SegmentStage(BlockStage):
     """From a tomogram (and, but for `dense`, its assignments) to `labels/<name>` with all levels."""
 
     name = "segment"
+    version = 2
     engine = "model"
     reads = frozenset(
         {"tomogram", "picks", "encodings", "encoder", "clusters", "assignments", "selection", "segmenter"}
@@ -111,8 +112,9 @@ def _channels(access: Access, reader: PatchReader) -> int:
 
 
 def _classes(access: Access) -> tuple[list[str], list[tuple[int, int, int]]]:
-    """Return names and colours: of the segmenter, or of the selection where no network is used."""
-    if access.config.segment.mode == "decoded":
+    """Return names and colours: of the segmenter, or of the selection where clusters say the class."""
+    config = access.config.segment
+    if config.mode == "decoded" or (config.mode == "picks" and config.class_of == "cluster"):
         selection = access.selection()
         return list(selection.class_names), list(selection.colors)
     card = access.model("segmenter").card
@@ -158,14 +160,23 @@ def _window_probabilities(
 def _open_picks(access: Access) -> Iterator[Predict]:
     """Predict patches of chosen clusters and embed them at their places, as the paper does."""
     reader = PatchReader.for_access(access)
-    centres_N3, _, _ = _chosen(access, reader)
+    centres_N3, values_N, _ = _chosen(access, reader)
+    by_cluster = access.config.segment.class_of == "cluster"
     with open_segmenter(access) as engine:
+        n_classes = 1 + len(access.selection().classes) if by_cluster else engine.output_shape[0]
 
         def patches(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-            return engine.run(reader.gather(centres_N3[rows])[:, None])
+            probabilities = engine.run(reader.gather(centres_N3[rows])[:, None])
+            if not by_cluster:
+                return probabilities
+            # The network says where the object is; what it is, the cluster of the pick knows better.
+            votes = np.zeros((len(rows), n_classes, *reader.box), np.float32)
+            votes[:, 0] = probabilities[:, 0]
+            votes[np.arange(len(rows)), values_N[rows]] = 1 - probabilities[:, 0]
+            return votes
 
         def predict(core: Box) -> Labels:
-            return _embed(core, centres_N3, reader.box, engine.output_shape[0], patches)
+            return _embed(core, centres_N3, reader.box, n_classes, patches)
 
         yield predict
 
@@ -178,13 +189,14 @@ def _open_decoded(access: Access) -> Iterator[Predict]:
     codes_NF = access.encodings().read()[rows_N]
     n_classes = 1 + len(access.selection().classes)
     with open_decoder(access) as engine:
-        level = access.config.segmenter.level
-        if level is None:
+        level_L = np.full(n_classes, access.config.segmenter.level or 0.0, np.float32)
+        if access.config.segmenter.level is None:
             table = access.selection().class_of_cluster(int(access.clusters().card["n_clusters"]))
-            level = otsu_level(engine.run(access.clusters().load().centers_KF[table > 0]))
+            for value in np.unique(table[table > 0]):
+                level_L[value] = otsu_level(engine.run(access.clusters().load().centers_KF[table == value]))
 
         def patches(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-            objects = engine.run(codes_NF[rows])[:, 0] < level
+            objects = engine.run(codes_NF[rows])[:, 0] < level_L[values_N[rows], None, None, None]
             votes = np.zeros((len(rows), n_classes, *reader.box), np.float32)
             votes[:, 0] = ~objects
             votes[np.arange(len(rows)), values_N[rows]] = objects

@@ -46,7 +46,7 @@ class SubtomogramsStage(BlockStage):
     def open_worker(self, access: Access) -> Iterator[BlockFunction]:
         """Open the tomogram and load the densities."""
         from cryoscale.simulate.painting import particle_alone, particle_mask
-        from cryoscale.simulate.placing import Placed
+        from cryoscale.simulate.placed import Placed
 
         simulation, truth = access.simulation(), access.truth()
         size = _settings(access).size_voxels

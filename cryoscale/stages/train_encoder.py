@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from cryoscale.data.access import Access
+from cryoscale.data.weights import identity_of
 from cryoscale.errors import NothingToDoError
 from cryoscale.geometry import Zyx
 from cryoscale.stages.base import WholeStage
@@ -101,7 +102,7 @@ def _architecture(access: Access) -> dict[str, Any]:
 def _facts(card: dict[str, Any]) -> dict[str, Any]:
     """Return what the ledger and the summary say of a trained encoder, from its card alone."""
     dead = card["metrics"]["dead_code_share"]
-    facts = {"hash": card["weights_sha256"], "patches": card["training"]["patches"], **card["metrics"]}
+    facts = {"hash": identity_of(card), "patches": card["training"]["patches"], **card["metrics"]}
     if dead >= DEAD_WARNING:
         facts["warning"] = f'{dead:.0%} of the code units are dead; use code = "linear", or lower encoder.l1'
     return facts

@@ -44,7 +44,7 @@ class TrainSegmenterStage(WholeStage):
     """From a selection of clusters to the weights of a segmentation network."""
 
     name = "train_segmenter"
-    version = 4
+    version = 5
     engine = "model"
     reads = frozenset({"tomogram", "picks", "encodings", "encoder", "clusters", "assignments", "selection"})
     writes = "segmenter"
@@ -68,7 +68,7 @@ class TrainSegmenterStage(WholeStage):
         from cryoscale.models.registry import build
 
         selection = access.selection()
-        inputs, targets, level = _training_set(access, selection)
+        inputs, targets, level_L = _training_set(access, selection)
         architecture = {
             "name": "edss3d", "n_classes": len(selection.classes) + 1, "channels": config.channels,
         }  # fmt: skip
@@ -86,7 +86,7 @@ class TrainSegmenterStage(WholeStage):
         card["classes"] = {
             "names": list(selection.class_names), "colors": [list(c) for c in selection.colors],
         }  # fmt: skip
-        card["metrics"]["mask_level_sd"] = level
+        card["metrics"]["mask_level_sd"] = [round(float(level), 4) for level in level_L[1:]]
         digest = access.model("segmenter").save(result.best_state, card, history_columns(result.history))
         return {**_facts({**card, "weights_sha256": digest}), **notes}
 
@@ -109,12 +109,12 @@ class TrainSegmenterStage(WholeStage):
 
 def _facts(card: dict[str, Any]) -> dict[str, Any]:
     """Return what the ledger and the summary say of a trained segmenter, from its card alone."""
-    level, patches = card["metrics"]["mask_level_sd"], card["training"]["patches"]
-    return {"hash": card["weights_sha256"], "patches": patches, "mask_level_sd": level}
+    levels, patches = card["metrics"]["mask_level_sd"], card["training"]["patches"]
+    return {"hash": card["weights_sha256"], "patches": patches, "mask_level_sd": levels}
 
 
-def _training_set(access: Access, selection: Selection) -> tuple[Patches, npt.NDArray[np.uint8], float]:
-    """Gather inputs and masks: members of the selected clusters, then patches that are all background."""
+def _training_set(access: Access, selection: Selection) -> tuple[Patches, npt.NDArray[np.uint8], Patches]:
+    """Gather inputs, masks, and the level of each class: members of selected clusters, then background."""
     config = access.config.segmenter
     class_of = selection.class_of_cluster(int(access.clusters().card["n_clusters"]))
     chosen, values, extra = _drawn(access, class_of)
@@ -123,18 +123,35 @@ def _training_set(access: Access, selection: Selection) -> tuple[Patches, npt.ND
     masks = np.zeros(inputs.shape, np.uint8)
     decoded = inputs[:members]  # the masks are made of it before the patches themselves take its place
     _decode(access, chosen, decoded)
-    level = config.level if config.level is not None else min(_otsu_level(decoded), -1e-3)
-    _fill_masks(decoded, values, level, masks[:members])
-    _check_masks(decoded, masks[:members], values, selection, level)
+    level_L = _levels(decoded, values, len(selection.classes), config.level)
+    _fill_masks(decoded, values, level_L, masks[:members])
+    _check_masks(decoded, masks[:members], values, selection, level_L)
     if config.ignore_unselected and len(inputs) > members:
         _decode(access, extra, inputs[members:])
-        _fill_ignored(inputs[members:], level, masks[members:])
+        _fill_ignored(inputs[members:], float(level_L[1:].max()), masks[members:])
     offsets = [_offsets(access, rows, number) for number, rows in enumerate((chosen, extra))]
     if config.shift:
         _shift_masks(masks, np.concatenate([*offsets[0], *offsets[1]]))
     gather_sample(access, chosen, inputs[:members], offsets[0])
     gather_sample(access, extra, inputs[members:], offsets[1])
-    return inputs, masks, float(level)
+    return inputs, masks, level_L
+
+
+def _levels(
+    decoded: Patches, values: npt.NDArray[np.int32], n_classes: int, given: float | None
+) -> npt.NDArray[np.float32]:
+    """Return the level of each class, background's 0 first: the one given, or Otsu's of its own members.
+
+    One level for all would cut dense kinds far outside of their surface: they set the scale for none.
+    """
+    level_L = np.zeros(n_classes + 1, np.float32)
+    for value in range(1, n_classes + 1):
+        mine = decoded[values == value]
+        if given is not None:
+            level_L[value] = given
+        elif len(mine):
+            level_L[value] = min(_otsu_level(mine), -1e-3)
+    return level_L
 
 
 def _drawn(access: Access, class_of: npt.NDArray[np.int32]) -> tuple[Rows, npt.NDArray[np.int32], Rows]:
@@ -181,11 +198,12 @@ def _otsu_level(decoded: Patches) -> float:
 
 
 def _fill_masks(
-    decoded: Patches, values: npt.NDArray[np.int32], level: float, out: npt.NDArray[np.uint8]
+    decoded: Patches, values: npt.NDArray[np.int32], level_L: Patches, out: npt.NDArray[np.uint8]
 ) -> None:
-    """Give voxels darker than the level the class of their patch."""
+    """Give voxels darker than the level of their patch's class that class."""
     for start in range(0, len(decoded), MASK_ROWS):
         part = slice(start, start + MASK_ROWS)
+        level = level_L[values[part], None, None, None]
         np.multiply(decoded[part] < level, values[part, None, None, None].astype(np.uint8), out=out[part])
 
 
@@ -234,7 +252,7 @@ def _check_masks(
     masks: npt.NDArray[np.uint8],
     values: npt.NDArray[np.int32],
     selection: Selection,
-    level: float,
+    level_L: Patches,
 ) -> None:
     """Refuse masks that say nothing."""
     full = np.array([np.count_nonzero(mask) for mask in masks]) / masks[0].size
@@ -247,7 +265,7 @@ def _check_masks(
             low, high = np.percentile(decoded[mine[:OTSU_ROWS]], [1, 50])
             what = "empty" if share == 0 else f"{share:.0%} full"
             raise DataError(
-                f"the masks of class '{name}' are {what} at segmenter.level = {level:.3g} "
+                f"the masks of class '{name}' are {what} at level {level_L[value]:.3g} "
                 f"(decoded members: 1st percentile {low:.3g}, median {high:.3g}).",
                 remedy="Set segmenter.level between these two.",
             )

@@ -16,7 +16,7 @@ from cryoscale.config.sections import TrainingConfig
 from cryoscale.data.access import Access
 from cryoscale.data.folder import Folder
 from cryoscale.data.tomogram import VOXEL_SIZE_TOLERANCE
-from cryoscale.data.weights import CHECKPOINT, ModelCheckpoint, ModelFolder
+from cryoscale.data.weights import CHECKPOINT, ModelCheckpoint, ModelFolder, identity_of
 from cryoscale.errors import ConfigurationError, FormatError, StateError
 from cryoscale.stages.networks import worker_threads
 from cryoscale.stages.patching import PatchReader
@@ -261,7 +261,7 @@ def import_model(access: Access, name: str, place: str) -> dict[str, Any]:
         raise ConfigurationError(f"the model in {place} is {card['architecture']['name']}, not the {name}.")
     card = {k: v for k, v in card.items() if k != "weights_sha256"} | {"imported_from": place}
     digest = access.model(name).save(state, card, given.history)
-    return {"hash": digest, "imported": True}
+    return {"hash": identity_of({**card, "weights_sha256": digest}), "imported": True}
 
 
 def check_voxel_size(card: Mapping[str, Any], size_angstrom: float, model: str, where: str) -> None:

@@ -54,7 +54,9 @@ def test_toml_round_trip_and_nested_settings() -> None:
 
 
 def test_an_unknown_key_names_the_nearest_of_its_table() -> None:
-    with pytest.raises(ConfigurationError, match="unknown key 'simulate.imaging.snrr'; did you mean 'snr'"):
+    with pytest.raises(
+        ConfigurationError, match=r"unknown key 'simulate\.imaging\.snrr'; did you mean 'snr'"
+    ):
         apply_settings(RunConfig(simulate=made()), ["simulate.imaging.snrr=1"])
 
 

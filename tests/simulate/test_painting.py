@@ -29,7 +29,8 @@ from cryoscale.simulate.painting import (
     particle_mask,
     rows_meeting,
 )
-from cryoscale.simulate.placing import Placed, place_scene
+from cryoscale.simulate.placed import Placed
+from cryoscale.simulate.placing import place_scene
 from cryoscale.simulate.templates import Templates
 
 VOXEL = 14.0

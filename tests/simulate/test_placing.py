@@ -20,7 +20,8 @@ from cryoscale.data.folder import Folder
 from cryoscale.data.truth import read_truth, write_truth
 from cryoscale.errors import ConfigurationError, StateError
 from cryoscale.simulate.membranes import HEAD_SURFACE_ANGSTROM
-from cryoscale.simulate.placing import Placed, place_scene
+from cryoscale.simulate.placed import Placed
+from cryoscale.simulate.placing import place_scene
 
 RADII = {"big": 100.0, "small": 50.0, "core": 60.0}
 RICH = SceneConfig(
@@ -193,8 +194,8 @@ def test_crowds_as_dense_as_in_the_papers() -> None:
             r"has no room within a margin of 112 Å",
         ),
         (
-            {"particles": (ParticlesConfig(density="big", copies=400),)},
-            r"\d+ of 400 copies did, [3-6]\d % of the volume, of 102 % .* \d+ of 'big' \(free\)",
+            {"particles": (ParticlesConfig(density="big", copies=280),)},
+            r"\d+ of 280 copies did, [3-6]\d % of the volume, of 71 % .* \d+ of 'big' \(free\)",
         ),
         (
             {
@@ -218,6 +219,49 @@ def test_crowds_as_dense_as_in_the_papers() -> None:
 def test_what_cannot_be_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         place_scene(crowd(**changes), RADII, seed=0)
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, scene: SceneConfig) -> str:
+    """Return what is said when nothing may be packed at all."""
+
+    def packed(*_: object) -> None:
+        raise AssertionError("it was tried")
+
+    monkeypatch.setattr("cryoscale.simulate.particles.pack_crowded", packed)
+    monkeypatch.setattr("cryoscale.simulate.placing.pack_crowded", packed)
+    with pytest.raises(ConfigurationError) as caught:
+        place_scene(scene, RADII, seed=0)
+    return str(caught.value)
+
+
+def test_what_no_packing_reaches_is_refused_without_trying(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Centres may be 112 Å or more from the faces: in 602 x 1162 x 1162 Å, spheres in 200 Å more."""
+    room = 802 * 1362**2 / (4 / 3 * np.pi * 100**3)  # so many spheres have the volume of the room
+    many = round(2 * room)
+    said = refused(monkeypatch, crowd(particles=(ParticlesConfig(density="big", copies=many),)))
+    assert "200 % of the volume that they may take up, and packings reach 63 % at most" in said
+    assert f"About {int(0.63 * room)} of {many} copies" in said
+    assert "fewer copies" in said
+    entry = (ParticlesConfig(density="big", copies=int(0.81 * room)),)
+    assert "have 81 %" in refused(monkeypatch, crowd(particles=entry))
+    entry = (ParticlesConfig(density="big", copies=int(0.79 * room)),)
+    with pytest.raises(AssertionError, match="it was tried"):
+        refused(monkeypatch, crowd(particles=entry))
+
+
+def test_empty_borders_are_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole spheres stay in the 426 Å between the borders: 43 % of the volume are nearly all of that."""
+    entry = (ParticlesConfig(density="big", copies=170),)
+    borders = SurroundingsConfig(border_angstrom=200.0)
+    share = 170 * 4 / 3 * np.pi * 100**3 / (426 * 1362**2)
+    said = refused(monkeypatch, crowd(particles=entry, surroundings=borders))
+    assert f"have {100 * share:.0f} %" in said
+    assert share == pytest.approx(0.90, abs=0.01)
+
+
+def test_too_many_gold_beads_are_refused_without_trying(monkeypatch: pytest.MonkeyPatch) -> None:
+    gold = SurroundingsConfig(gold_beads=2_000, gold_diameter_angstrom=200.0)
+    assert "the gold beads cannot fit" in refused(monkeypatch, crowd(surroundings=gold))
 
 
 def test_notes_of_something_else_are_refused(placed: Placed) -> None:

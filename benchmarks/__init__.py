@@ -1,0 +1,1 @@
+"""Measurements of cryoscale; each is run with `python -m`, from a checkout."""
