@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/installed.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check lint types imports format clean
+.PHONY: help install demo test test-slow bench-weak check lint types imports format clean
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -29,6 +29,10 @@ test: $(STAMP) ## all tests that need no GPU and no minutes
 
 test-slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+SIZE ?= small
+bench-weak: $(STAMP) ## what the weak pipeline achieves on simulated cells; SIZE=full wants a GPU
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.weak_pipeline build/weak-pipeline --size $(SIZE)
 
 check: lint types imports ## lint, format, types, and who may import whom
 

@@ -32,6 +32,7 @@ class Size:
     scale: float
     epochs: int
     segmenter_epochs: int
+    segmenter_channels: int
     segmenter_patches: int
 
     @property
@@ -48,8 +49,8 @@ class Size:
 
 
 SIZES = {
-    "small": Size((64, 256, 256), 1.0, 15, 40, 500),
-    "full": Size((200, 512, 512), 10.0, 100, 100, 5000),
+    "small": Size((64, 256, 256), 1.0, 15, 30, 16, 500),
+    "full": Size((200, 512, 512), 10.0, 100, 100, 32, 5000),
 }
 
 
@@ -64,7 +65,8 @@ def settings_of(size: Size, seed: int) -> list[str]:
         "patch.size_voxels=16", "patch.smooth_sigma_voxels=1",
         f"encoder.epochs={size.epochs}", f"encoder.seed={seed}", "encoder.batch_size=16",
         "cluster.n_clusters=50", f"cluster.seed={seed}",
-        f"segmenter.epochs={size.segmenter_epochs}", "segmenter.batch_size=16", f"segmenter.seed={seed}",
+        f"segmenter.epochs={size.segmenter_epochs}", f"segmenter.channels={size.segmenter_channels}",
+        "segmenter.batch_size=16", f"segmenter.seed={seed}",
         f"segmenter.max_patches={size.segmenter_patches}", "segmenter.background_share=0.5",
         f'run.fit_tomograms=["{FITTED}"]',
     ]  # fmt: skip

@@ -90,7 +90,7 @@ def contacts_of(
     reach_angstrom : float, optional
         What counts as near; None: 1.5 times the radius that was picked for.
     """
-    from cryoscale.evaluate.enrichment import label_distances
+    from cryoscale.evaluate.distances import label_distances
 
     volume = true_labels(run, tomogram)
     if volume is None or not len(ids_N):

@@ -22,7 +22,7 @@ from cryoscale.evaluate.matching import match_points
 from cryoscale.geometry import Box
 
 if TYPE_CHECKING:
-    from cryoscale.evaluate.structures import ParticleAverage
+    from cryoscale.evaluate.averages import ParticleAverage
 
 ReadBox = Callable[[Box], npt.NDArray[Any]]
 
@@ -162,7 +162,7 @@ class _Chosen:
 
     def average(self, readers: Sequence[ReadBox], *, seed: int, **options: Any) -> ParticleAverage:
         """Average the boxes that the readers of the tomograms give."""
-        from cryoscale.evaluate.structures import average_particles
+        from cryoscale.evaluate.averages import average_particles
 
         def read(row: int) -> npt.NDArray[np.floating[Any]]:
             start = self.index_N3[row] - self.box // 2

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import ndimage, stats
 
 from cryoscale.errors import ConfigurationError
+from cryoscale.evaluate import distances
 from cryoscale.evaluate import enrichment as e
 from cryoscale.evaluate.picks import near_label
 
@@ -222,7 +223,7 @@ def test_distances_are_those_of_the_distance_transform(
         np.uint8
     ) * rng.integers(1, 4, shape)
     index = rng.integers(0, shape, (20, 3))
-    found = e.label_distances(index, labels, [1, 3], 7.5, slab=slab)
+    found = distances.label_distances(index, labels, [1, 3], 7.5, slab=slab)
     other = ~np.isin(labels, [1, 3])
     if other.all():
         assert np.isinf(found).all()
@@ -239,25 +240,25 @@ def test_a_surface_at_the_face_of_a_slab_counts(slab: int) -> None:
         labels[full] = 1
         expected = ndimage.distance_transform_edt(labels == 0)
         index = np.argwhere(labels == 0)
-        found = e.label_distances(index, labels, [1], 1.0, slab=slab)
+        found = distances.label_distances(index, labels, [1], 1.0, slab=slab)
         np.testing.assert_allclose(found, expected[tuple(index.T)])
 
 
 def test_distances_of_places_between_voxels() -> None:
     labels = np.zeros((9, 9, 9), np.uint8)
     labels[4] = 2
-    assert e.label_distances(
+    assert distances.label_distances(
         [[6.25, 1.5, 3.0], [4.4, 0, 0], [3.4, 0, 0]], labels, [2], 10.0
     ) == pytest.approx([math.hypot(22.5, 5), 0, 6])
-    assert e.label_distances(np.empty((0, 3)), labels, [2], 10.0).shape == (0,)
+    assert distances.label_distances(np.empty((0, 3)), labels, [2], 10.0).shape == (0,)
     with pytest.raises(ConfigurationError, match="must lie in"):
-        e.label_distances([[9, 0, 0]], labels, [2], 10.0)
+        distances.label_distances([[9, 0, 0]], labels, [2], 10.0)
 
 
 def test_random_points_fill_what_is_allowed() -> None:
     forbidden = np.zeros((6, 10, 12), bool)
     forbidden[:, :5] = True
-    points = e.random_points((6, 10, 12), 4000, seed=0, margin=1, forbidden_ZYX=forbidden)
+    points = distances.random_points((6, 10, 12), 4000, seed=0, margin=1, forbidden_ZYX=forbidden)
     voxels = np.rint(points).astype(int)
     assert points.shape == (4000, 3)
     assert voxels.min(axis=0).tolist() == [1, 5, 1]
@@ -265,16 +266,18 @@ def test_random_points_fill_what_is_allowed() -> None:
     counts = np.bincount(voxels[:, 0])[1:]
     assert stats.chisquare(counts).pvalue > 1e-3
     np.testing.assert_array_equal(
-        points, e.random_points((6, 10, 12), 4000, seed=0, margin=1, forbidden_ZYX=forbidden)
+        points, distances.random_points((6, 10, 12), 4000, seed=0, margin=1, forbidden_ZYX=forbidden)
     )
     with pytest.raises(ConfigurationError, match="no room"):
-        e.random_points((4, 4, 4), 1, seed=0, margin=2)
+        distances.random_points((4, 4, 4), 1, seed=0, margin=2)
     with pytest.raises(ConfigurationError, match="hardly any"):
-        e.random_points((4, 4, 4), 1, seed=0, forbidden_ZYX=np.ones((4, 4, 4), bool))
+        distances.random_points((4, 4, 4), 1, seed=0, forbidden_ZYX=np.ones((4, 4, 4), bool))
 
 
 def test_distance_ratio_by_hand() -> None:
-    found = e.distance_enrichment([1, 5, 10, 15, np.inf], [1, 2, 12, 13, 14, 15, 16, 90], [0, 10, 20, 30])
+    found = distances.distance_enrichment(
+        [1, 5, 10, 15, np.inf], [1, 2, 12, 13, 14, 15, 16, 90], [0, 10, 20, 30]
+    )
     assert found.picks_B.tolist() == [2, 2, 0]
     assert found.expected_B.tolist() == [1, 2.5, 0]
     assert found.ratio_B[:2].tolist() == [2, 0.8]
@@ -282,7 +285,7 @@ def test_distance_ratio_by_hand() -> None:
     assert np.isnan(found.low_B).all()  # one unit
 
 
-def spread(seed: int, *, planted: bool) -> e.DistanceEnrichment:
+def spread(seed: int, *, planted: bool) -> distances.DistanceEnrichment:
     """A membrane plane in each of 12 tomograms; picks anywhere, or every third one beside it."""
     rng = np.random.default_rng(seed)
     tomogram = np.repeat(np.arange(12), 40)
@@ -291,7 +294,7 @@ def spread(seed: int, *, planted: bool) -> e.DistanceEnrichment:
     picks = rng.uniform(0, 300, 480)
     if planted:
         picks[::3] = middle[tomogram[::3]] + rng.uniform(-20, 20, 160)
-    return e.distance_enrichment(
+    return distances.distance_enrichment(
         np.abs(picks - middle[tomogram]), np.abs(places - np.repeat(middle, 400)), [0, 20, 60, 150],
         unit_N=tomogram, unit_M=np.repeat(np.arange(12), 400), repeats=300, seed=seed,
     )  # fmt: skip
@@ -310,7 +313,7 @@ def test_a_planted_nearness_is_found_and_chance_is_not() -> None:
 
 
 def test_block_names() -> None:
-    names = e.block_ids([[0, 0, 0], [9.4, 0, 0], [9.6, 0, 0], [0, 0, 0]], 10, [1, 1, 1, 2])
+    names = distances.block_ids([[0, 0, 0], [9.4, 0, 0], [9.6, 0, 0], [0, 0, 0]], 10, [1, 1, 1, 2])
     assert names.tolist() == ["1:0.0.0", "1:0.0.0", "1:1.0.0", "2:0.0.0"]
 
 
@@ -325,10 +328,10 @@ def test_bad_input() -> None:
         lambda: e.shuffled_enrichment([1, 2], near, how="turn", seed=0),  # type: ignore[arg-type]
         lambda: e.planted_contact_test([1, 2], [1], near, [1]),
         lambda: e.planted_contact_test([1, 2], [1, 0], near, []),
-        lambda: e.distance_enrichment([1.0], [1.0], [0, 0]),
-        lambda: e.distance_enrichment([np.nan], [1.0], [0, 1]),
-        lambda: e.distance_enrichment([np.inf], [1.0], [0, 1]),
-        lambda: e.distance_enrichment([1.0], [1.0], [0, 1], unit_N=[1, 2]),
+        lambda: distances.distance_enrichment([1.0], [1.0], [0, 0]),
+        lambda: distances.distance_enrichment([np.nan], [1.0], [0, 1]),
+        lambda: distances.distance_enrichment([np.inf], [1.0], [0, 1]),
+        lambda: distances.distance_enrichment([1.0], [1.0], [0, 1], unit_N=[1, 2]),
     ):
         with pytest.raises(ConfigurationError):
             call()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from cryoscale.errors import ConfigurationError, DataError
+from cryoscale.evaluate import averages
 from cryoscale.evaluate import structures as s
 from cryoscale.simulate.shapes import particle_density
 
@@ -174,10 +175,10 @@ def test_a_patch_turns_back_to_the_density() -> None:
     turn = Rotation.from_euler("zyx", [40, 25, 70], degrees=True)
     offset = (0.3, -0.4, 0.2)
     patch = particle_density("ribosome", 10.0, rotation_33=turn.as_matrix(), offset_zyx=offset)
-    truth = s.on_grid(particle_density("ribosome", 10.0), patch.shape)
-    back = s.turned_back(patch, turn.as_quat(), offset)
+    truth = averages.on_grid(particle_density("ribosome", 10.0), patch.shape)
+    back = averages.turned_back(patch, turn.as_quat(), offset)
     assert np.corrcoef(back.ravel(), truth.ravel())[0, 1] > 0.99
-    wrong = s.turned_back(patch, turn.inv().as_quat(), offset)
+    wrong = averages.turned_back(patch, turn.inv().as_quat(), offset)
     assert np.corrcoef(wrong.ravel(), truth.ravel())[0, 1] < 0.95
 
 
@@ -186,7 +187,7 @@ def test_grids_keep_their_middle_voxel() -> None:
         volume = np.zeros((n, n, n))
         volume[n // 2, n // 2, n // 2] = 1
         for m in (3, 4, 7, 10):
-            placed = s.on_grid(volume, (m, m, m))
+            placed = averages.on_grid(volume, (m, m, m))
             assert placed.shape == (m, m, m)
             assert placed[m // 2, m // 2, m // 2] == placed.sum() == 1
 
@@ -205,7 +206,7 @@ def particles(
     patches = []
     for turn, offset in zip(turns, offsets, strict=True):
         density = particle_density("ribosome", VOXEL, rotation_33=turn.as_matrix(), offset_zyx=tuple(offset))
-        patch = -s.on_grid(density, BOX) + rng.normal(0, noise_sd, BOX)
+        patch = -averages.on_grid(density, BOX) + rng.normal(0, noise_sd, BOX)
         if tilts is not None:
             patch = np.fft.irfftn(np.fft.rfftn(patch) * wedge(BOX, tilts), s=BOX, axes=(0, 1, 2))
         patches.append(patch)
@@ -223,12 +224,15 @@ TRUTH = particle_density("ribosome", VOXEL)
 
 def test_the_average_recovers_the_density(noisy: tuple) -> None:
     patches, quaternions, offsets = noisy
-    average = s.average_particles(patches, quaternions, offsets, dark=True)
+    average = averages.average_particles(patches, quaternions, offsets, dark=True)
     found = average.correlation_with(TRUTH, VOXEL, mask=MASK)
     one = s.fourier_shell_correlation(
-        -s.turned_back(patches[0], quaternions[0], offsets[0]), s.on_grid(TRUTH, BOX), VOXEL, mask=MASK
+        -averages.turned_back(patches[0], quaternions[0], offsets[0]),
+        averages.on_grid(TRUTH, BOX),
+        VOXEL,
+        mask=MASK,
     )
-    wrong = s.average_particles(
+    wrong = averages.average_particles(
         patches, Rotation.random(80, rng=np.random.default_rng(5)).as_quat(), dark=True
     )
     blurred = wrong.correlation_with(TRUTH, VOXEL, mask=MASK)
@@ -246,9 +250,9 @@ def test_streamed_patches_and_the_seed(noisy: tuple) -> None:
         read.append(i)
         return patches[i]
 
-    a = s.average_particles(one, quaternions[:9], offsets[:9], order=1, seed=3)
-    b = s.average_particles(patches[:9], quaternions[:9], offsets[:9], order=1, seed=3)
-    other = s.average_particles(patches[:9], quaternions[:9], offsets[:9], order=1, seed=4)
+    a = averages.average_particles(one, quaternions[:9], offsets[:9], order=1, seed=3)
+    b = averages.average_particles(patches[:9], quaternions[:9], offsets[:9], order=1, seed=3)
+    other = averages.average_particles(patches[:9], quaternions[:9], offsets[:9], order=1, seed=4)
     assert sorted(set(read)) == list(range(9))
     np.testing.assert_array_equal(a.first_ZYX, b.first_ZYX)
     assert not np.allclose(a.first_ZYX, other.first_ZYX)
@@ -258,9 +262,9 @@ def test_streamed_patches_and_the_seed(noisy: tuple) -> None:
 
 def test_weights_make_up_for_the_missing_wedge() -> None:
     patches, quaternions, offsets = particles(40, 0.0, tilts=45)
-    plain = s.average_particles(patches, quaternions, offsets, dark=True)
-    weighted = s.average_particles(patches, quaternions, offsets, dark=True, tilts_degrees=(-45, 45))
-    truth = s.on_grid(TRUTH, BOX)
+    plain = averages.average_particles(patches, quaternions, offsets, dark=True)
+    weighted = averages.average_particles(patches, quaternions, offsets, dark=True, tilts_degrees=(-45, 45))
+    truth = averages.on_grid(TRUTH, BOX)
     inside = MASK > 0.5
 
     def error(volume: np.ndarray) -> float:
@@ -275,7 +279,7 @@ def test_weights_make_up_for_the_missing_wedge() -> None:
 def test_what_nobody_measured_stays_empty_and_does_not_count() -> None:
     patches = [noise(seed, (12, 12, 12)) for seed in range(4)]
     same = np.tile([0.0, 0, 0, 1], (4, 1))
-    average = s.average_particles(patches, same, tilts_degrees=(-40, 40), order=1)
+    average = averages.average_particles(patches, same, tilts_degrees=(-40, 40), order=1)
     spectrum = np.fft.rfftn(average.average_ZYX)
     missing = ~np.broadcast_to(wedge((12, 12, 12), 40), spectrum.shape)
     missing[:, :, [0, -1]] = False  # planes that hold both of a Friedel pair
@@ -288,7 +292,7 @@ def test_true_orientations() -> None:
     truth = np.array([[10.0, 10, 10], [30, 30, 30]])
     quaternions = Rotation.random(2, rng=np.random.default_rng(0)).as_quat()
     picks = [[31, 30, 29], [60, 60, 60], [10, 9, 10]]
-    found, offsets, match = s.true_orientations(picks, truth, quaternions, 3.0, seed=1)
+    found, offsets, match = averages.true_orientations(picks, truth, quaternions, 3.0, seed=1)
     assert match.tolist() == [True, False, True]
     np.testing.assert_array_equal(found[[2, 0]], quaternions)
     assert offsets.tolist() == [[-1, 0, 1], [0, 0, 0], [0, 1, 0]]
@@ -312,6 +316,6 @@ def test_bad_input() -> None:
     with pytest.raises(ConfigurationError, match="radius"):
         s.soft_spherical_mask((8, 8, 8), -1)
     with pytest.raises(ConfigurationError, match="two particles"):
-        s.average_particles([a, a], np.ones((3, 4)))
+        averages.average_particles([a, a], np.ones((3, 4)))
     with pytest.raises(ConfigurationError, match="patch 1"):
-        s.average_particles([a, a[1:]], np.ones((2, 4)))
+        averages.average_particles([a, a[1:]], np.ones((2, 4)))

@@ -14,6 +14,7 @@ from cryoscale.config.run import SourceConfig
 from cryoscale.data.clusters import ClusterFolder
 from cryoscale.data.ledger import ALL, UnitLedger, recorded_failures
 from cryoscale.data.run import Run
+from cryoscale.data.weights import identity_of
 from cryoscale.errors import ConfigurationError, StateError
 from cryoscale.formats.mrc_write import write_mrc
 from cryoscale.pipeline.driver import REFITS, Options, _accept, _generations
@@ -242,7 +243,7 @@ def test_the_level_of_decoded_masks_is_in_the_key_where_it_is_used(make_run: Cal
 
 
 def test_ids_are_kept_within_one_latent_space_only(copied_run: Run) -> None:
-    space = copied_run.model("encoder").card["weights_sha256"]
+    space = identity_of(copied_run.model("encoder").card)
     assert copied_run.clusters.card["encoder"] == space
     entry = {"generation": 1, "earlier": "e" * 64}
     graph = graph_of(copied_run, cluster=entry | {"space": space})

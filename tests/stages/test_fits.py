@@ -10,7 +10,7 @@ import pytest
 
 from cryoscale.config import apply_settings
 from cryoscale.data.run import Run
-from cryoscale.data.weights import CHECKPOINT, PROGRESS, ModelFolder
+from cryoscale.data.weights import CHECKPOINT, PROGRESS, ModelFolder, identity_of
 from cryoscale.errors import ConfigurationError
 from cryoscale.stages.training import check_voxel_size, checkpoint_key
 from tests.stages.granting import grant
@@ -49,7 +49,7 @@ def test_a_model_that_stands_is_not_trained_again(
     epochs = count_epochs(monkeypatch)
     facts = stage.compute(access)
     assert epochs == []
-    assert facts["hash"] == folder.card["weights_sha256"]
+    assert facts["hash"] == identity_of(folder.card)
     assert not folder.folder.exists(CHECKPOINT)
     folder.folder.write_bytes("weights.safetensors", b"damaged")
     again = stage.compute(access)
@@ -89,7 +89,7 @@ def test_killed_training_goes_on_and_tells_how_far_it_is(
 ) -> None:
     stage, access = grant(copied_run, "train_encoder")
     folder = copied_run.model("encoder")
-    digest = folder.card["weights_sha256"]
+    digest = identity_of(folder.card)
     folder.folder.delete("model.toml")
     with monkeypatch.context() as patch:
         kill_in_epoch(patch, 2)
@@ -115,7 +115,7 @@ def test_checkpoint_of_other_patches_is_dropped_and_said(
 
     stage, access = grant(copied_run, "train_encoder")
     folder = copied_run.model("encoder")
-    digest = folder.card["weights_sha256"]
+    digest = identity_of(folder.card)
     folder.folder.delete("model.toml")
     sample = module._sample
     with monkeypatch.context() as patch:
