@@ -37,7 +37,7 @@ def verb_below(word: str) -> click.Command:
 @click.command("simulate", cls=_OrWord)
 @click.argument("out")
 @click.option("--recipe", metavar="NAME", help="What to simulate; `cryoscale simulate recipes` lists them.")
-@click.option("--seed", type=int, help="Of all chance; 0 by default.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Of all chance; 0 by default.", metavar="N")
 @click.option("--tomograms", type=int, metavar="N", help="How many of each variant.")
 @click.option("--snr", type=float, help="Signal-to-noise ratio, in place of the recipe's.")
 @click.option("--densities", multiple=True, metavar="FOLDER", help="Where maps and structures are.")

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cryoscale.config.sections import (
     ClusterConfig,
@@ -53,6 +53,16 @@ class RunConfig(Section):
     instances: InstancesConfig = Field(default_factory=InstancesConfig)
     execution: ExecutionConfig = Field(default_factory=ExecutionConfig)
     simulate: SimulateConfig | None = None  # only where the tomograms are simulated
+
+    @model_validator(mode="after")
+    def _inputs_are_simulated(self) -> RunConfig:
+        """Name the files that are simulated, relative to the run: it can be moved as a whole."""
+        if self.simulate is not None:
+            names = sorted(self.simulate.names)
+            made = tuple(SourceConfig(name=name, path=f"simulated/{name}.mrc") for name in names)
+            self.__dict__["inputs"] = made  # frozen for everybody else
+        return self
+
     inputs: tuple[SourceConfig, ...] = ()
 
 

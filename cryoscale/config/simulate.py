@@ -16,6 +16,7 @@ from cryoscale.config.sections import Count, Positive, Section, Seed
 NotNegative = Annotated[float, Field(ge=0)]
 Number = Annotated[int, Field(ge=0, le=1_000_000)]
 Placement = Literal["free", "at", "near", "far"]
+RESERVED = ("background", "membrane", "double_membrane", "microtubule", "actin", "carbon", "gold")
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 
 
@@ -23,6 +24,12 @@ def _is_a_name(name: str) -> str:
     if not re.fullmatch(NAME, name):
         raise ValueError("a name of letters, digits, '.', '_' and '-' that begins with a letter or digit")
     return name
+
+
+def file_stem(path: str) -> str:
+    """Return a file's name without the endings of maps and structures."""
+    name = path.rsplit("/", 1)[-1]
+    return re.sub(r"(\.(mrc|map|ccp4|cif|mmcif|pdb|ent))?(\.(gz|bz2))?$", "", name, flags=re.IGNORECASE)
 
 
 class ParticlesConfig(Section):
@@ -38,7 +45,16 @@ class ParticlesConfig(Section):
     @property
     def class_name(self) -> str:
         """Name of the class."""
-        return self.name or re.sub(r"\.(gz|mrc|map|pdb|ent|cif|mmcif)", "", self.density.rsplit("/", 1)[-1])
+        return self.name or file_stem(self.density)
+
+    @model_validator(mode="after")
+    def _named(self) -> ParticlesConfig:
+        if self.class_name in RESERVED or not re.fullmatch(NAME, self.class_name):
+            raise ValueError(
+                f"a class cannot be named '{self.class_name}'; give a name of letters, digits, '.', '_' and "
+                f"'-' that is none of {', '.join(RESERVED)}"
+            )
+        return self
 
 
 class MembraneConfig(Section):
@@ -154,7 +170,7 @@ class SubtomogramsConfig(Section):
     """A training set cut from the tomograms: boxes around particles with their truth."""
 
     size_voxels: Annotated[int, Field(ge=4, le=256)] = 40
-    count: Count = 3205  # in all, over all tomograms; drawn by the seed among those that fit
+    count: Count = 3205  # of each variant, shared by its tomograms; drawn among those that lie inside
     split: tuple[NotNegative, NotNegative, NotNegative] = (0.8, 0.1, 0.1)  # training, validation, test
 
 
@@ -175,6 +191,10 @@ class SimulateConfig(Section):
         names = [variant.name for variant in self.variants]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"variants need different names, got {names}")
+        if self.subtomograms is not None and self.subtomograms.count < self.tomograms:
+            raise ValueError(
+                f"{self.subtomograms.count} subtomograms cannot be shared by {self.tomograms} tomograms"
+            )
         return self
 
     @property

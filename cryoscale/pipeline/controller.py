@@ -163,9 +163,14 @@ class Controller:
         unit.key = unit.identity = self.graph.key_of(unit)
         unit.ledger = UnitLedger(self.graph.run.ledger, *unit.name, unit.key)
         sealed = unit.ledger.sealed
-        if sealed is not None:
+        if sealed is not None and self.graph.stands(unit):
             self._become_sealed(unit, sealed["value"], fresh=False)
             return
+        if sealed is not None:  # what it made was deleted: make it again
+            self.graph.forget(unit.name)
+            unit.ledger = UnitLedger(self.graph.run.ledger, *unit.name, unit.key)
+        for rival in unit.step.rivals:
+            self.graph.forget((rival, unit.tomogram))
         unit.access = self.graph.access_for(unit)
         self._plan(unit)
 

@@ -6,12 +6,14 @@ set, and which parameters its result depends on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from cryoscale.config import RunConfig
 from cryoscale.config.simulate import SimulateConfig
+from cryoscale.data.folder import Folder
+from cryoscale.data.run import Run
 from cryoscale.errors import ConfigurationError
 from cryoscale.stages.assign import AssignStage
 from cryoscale.stages.base import Stage
@@ -60,10 +62,15 @@ class Step:
         before choosing.
     outside : callable
         From the configuration to files and model folders that it reads beside the run's own artifacts;
-        `{tomogram}` in a path stands for the name.
+        `{tomogram}` in a path stands for the name. A pair is a name and where it is found now, if anywhere.
     own : callable
         From the configuration and a tomogram's name to what only this tomogram's result depends on. Fits do
         not see it: another tomogram, or another variant of one, does not renew them.
+    rivals : tuple of str
+        Steps of other configurations that write the same artifact: once this one begins, theirs is gone.
+    product : callable
+        From run and tomogram to an object that stands as long as the result does, for results that people may
+        delete; None where nothing is looked at.
     """
 
     stage: Stage
@@ -73,8 +80,10 @@ class Step:
     fit: bool = False
     chosen: bool = False
     behind: tuple[str, ...] = ()
-    outside: Callable[[RunConfig], list[str | None]] = lambda c: []
+    outside: Callable[[RunConfig], Sequence[str | tuple[str, str | None] | None]] = lambda c: []
     own: Callable[[RunConfig, str], list[Any]] = lambda c, tomogram: []
+    rivals: tuple[str, ...] = ()
+    product: Callable[[Run, str], Folder] | None = None
 
     @property
     def name(self) -> str:
@@ -106,15 +115,31 @@ def simulation_steps(simulate: SimulateConfig) -> list[Step]:
             outside=lambda c: density_files(simulate),
         ),
         Step(PlaceStage(), ("densities",), lambda c: [scene, seed], own=crowd),
-        Step(PaintStage(), ("densities", "place"), lambda c: [scene, seed]),
+        Step(
+            PaintStage(),
+            ("densities", "place"),
+            lambda c: [scene, seed],
+            product=lambda run, tomogram: run.scene(tomogram),
+        ),
     ]
     if imaging.route == "direct":
-        return [*steps, Step(ImageStage(), ("paint",), lambda c: [imaging, seed], own=noise)]
-    return [
-        *steps,
-        Step(ProjectStage(), ("paint",), lambda c: [imaging, seed], own=noise),
-        Step(ReconstructStage(), ("project",), lambda c: []),
-    ]
+        image = Step(
+            ImageStage(), ("paint",), lambda c: [imaging, seed], own=noise, rivals=("reconstruct",),
+            product=_simulated_file,
+        )  # fmt: skip
+        return [*steps, image]
+    project = Step(
+        ProjectStage(), ("paint",), lambda c: [imaging, seed], own=noise,
+        product=lambda run, tomogram: run.tilts(tomogram),
+    )  # fmt: skip
+    reconstruct = Step(
+        ReconstructStage(), ("project",), lambda c: [], rivals=("image",), product=_simulated_file
+    )
+    return [*steps, project, reconstruct]
+
+
+def _simulated_file(run: Run, tomogram: str) -> Folder:
+    return run.simulated.child(f"{tomogram}.mrc")
 
 
 def truth_steps(simulate: SimulateConfig) -> list[Step]:
@@ -132,11 +157,9 @@ def steps_for(config: RunConfig) -> list[Step]:
     simulated = simulation_steps(config.simulate) if config.simulate else []
     known = truth_steps(config.simulate) if config.simulate else []
     given_encoder = config.encoder.weights is not None
-    given_segmenter = config.segmenter.weights is not None
     patch = config.patch
     encoder = config.encoder.weights or config.encoder.model_dump(mode="json", exclude=_HOW_NOT_WHAT)
     segmenter = config.segmenter.weights or config.segmenter.model_dump(mode="json", exclude=_HOW_NOT_WHAT)
-    drawn = config.segment.mode == "decoded"
     steps = [
         *simulated,
         Step(IdentifyStage(), tuple(step.name for step in simulated[-1:]), lambda c: []),
@@ -167,6 +190,13 @@ def steps_for(config: RunConfig) -> list[Step]:
         Step(AssignStage(), ("encode", "cluster"), lambda c: []),
         Step(ReviewStage(), ("assign",), lambda c: [c.review, patch], scope="all"),
     ]
+    return [*steps, *_labelling_steps(config, segmenter)]
+
+
+def _labelling_steps(config: RunConfig, segmenter: Any) -> list[Step]:
+    """List the steps from clusters to objects; `segmenter` is what its training depends on."""
+    given_segmenter, drawn = config.segmenter.weights is not None, config.segment.mode == "decoded"
+    patch, steps = config.patch, []
     if not drawn:
         steps.append(
             Step(

@@ -61,6 +61,10 @@ def add_inputs(
     """
     if voxel_size_angstrom is not None and not 0 < voxel_size_angstrom < math.inf:
         raise ConfigurationError(f"a voxel size of {voxel_size_angstrom:g} Å cannot be; it must be positive.")
+    if config.simulate is not None:
+        raise ConfigurationError(
+            "this run is simulated; real tomograms do not belong in it.", remedy="Use a folder of its own."
+        )
     known = {source.name: source for source in config.inputs}
     added = []
     named = names_for(expand_inputs(patterns))

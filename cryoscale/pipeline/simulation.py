@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from cryoscale.config import RunConfig, apply_settings
-from cryoscale.config.run import SourceConfig
 from cryoscale.config.simulate import SimulateConfig
 from cryoscale.data.run import Run
 from cryoscale.errors import ConfigurationError
@@ -57,8 +56,8 @@ def set_up_simulation(
             f"{run.folder.url} is a run of real tomograms.", remedy="Simulate into another folder."
         )
     config = standing or RunConfig()
-    simulate = _chosen(config, recipe_name, seed, structures)
-    changes: dict[str, Any] = {}
+    simulate = _chosen(config, recipe_name, structures)
+    changes: dict[str, Any] = {} if seed is None else {"seed": seed}
     if tomograms is not None:
         changes["tomograms"] = tomograms
     if densities:
@@ -70,24 +69,26 @@ def set_up_simulation(
     config = config.model_copy(update={"simulate": _validated(raw)})
     config = apply_settings(config, list(settings))
     assert config.simulate is not None
-    _check_densities(config.simulate)
-    config = config.model_copy(update={"inputs": _inputs(config.simulate)})
+    simulate = _absolute(config.simulate)
+    _check(simulate, run)
+    config = RunConfig.model_validate({**config.model_dump(), "simulate": simulate.model_dump()})
     write_run(place, config)
     return config
 
 
-def _chosen(config: RunConfig, name: str | None, seed: int | None, structures: str) -> SimulateConfig:
+def _chosen(config: RunConfig, name: str | None, structures: str) -> SimulateConfig:
+    """Return the recipe; the one that stands there, with its changes, if it is the same."""
     from cryoscale.simulate.recipes import RECIPES, recipe
 
-    if name is not None:
+    if name is not None and (config.simulate is None or config.simulate.recipe != name):
         if structures not in ("stand-in", "paper"):
             raise ConfigurationError(f"structures are 'stand-in' or 'paper', not '{structures}'.")
-        return recipe(name, seed=seed or 0, structures="paper" if structures == "paper" else "stand-in")
+        return recipe(name, seed=0, structures="paper" if structures == "paper" else "stand-in")
     if config.simulate is None:
         raise ConfigurationError(
             "what is to be simulated?", remedy=f"Give --recipe, one of {', '.join(RECIPES)}."
         )
-    return config.simulate if seed is None else config.simulate.model_copy(update={"seed": seed})
+    return config.simulate
 
 
 def _validated(raw: dict[str, Any]) -> SimulateConfig:
@@ -104,21 +105,35 @@ def _without_none(value: Any) -> Any:
     return [_without_none(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _inputs(simulate: SimulateConfig) -> tuple[SourceConfig, ...]:
-    """Name the files that will be simulated, relative to the run: it can be moved as a whole."""
-    return tuple(SourceConfig(name=n, path=f"simulated/{n}.mrc") for n in sorted(simulate.names))
+def _absolute(simulate: SimulateConfig) -> SimulateConfig:
+    """Make paths absolute: the command may be given elsewhere the next time."""
+    folders = tuple(os.path.abspath(os.path.expanduser(folder)) for folder in simulate.densities)
+    particles = tuple(
+        p.model_copy(update={"density": os.path.abspath(os.path.expanduser(p.density))})
+        if "/" in p.density or p.density.startswith("~")
+        else p
+        for p in simulate.scene.particles
+    )
+    scene = simulate.scene.model_copy(update={"particles": particles})
+    return simulate.model_copy(update={"densities": folders, "scene": scene})
 
 
-def _check_densities(simulate: SimulateConfig) -> None:
-    """Find every density before any work starts; raises `ConfigurationError` naming all that cannot be."""
+def _check(simulate: SimulateConfig, run: Run) -> None:
+    """Refuse before any work what can be known before it; raises `ConfigurationError` naming all of it."""
     from cryoscale.simulate.structures import find_density
-    from cryoscale.stages.templates import structure_cache
+    from cryoscale.stages.imaging import imaging_of
+    from cryoscale.stages.templates import LIST, keys_of, structure_cache
 
+    for name in simulate.names:
+        imaging_of(simulate.for_tomogram(name))
+    keys = keys_of(list(dict.fromkeys(p.density for p in simulate.scene.particles)))
+    kept = run.densities.read_toml(LIST) if run.densities.exists(LIST) else {}
     problems = []
-    for density in dict.fromkeys(p.density for p in simulate.scene.particles):
+    for density, key in keys.items():
         try:
             find_density(density, simulate.densities, cache=structure_cache())
         except ConfigurationError as error:
-            problems.append(str(error))
+            if key not in kept:  # the run has a copy of its own
+                problems.append(str(error))
     if problems:
         raise ConfigurationError("\n".join(problems))

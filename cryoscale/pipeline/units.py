@@ -288,8 +288,10 @@ class UnitGraph:
 
         So a mask, positions, or given weights may go once they were used, as sources may.
         """
-        patterns = [pattern for pattern in unit.step.outside(self.config) if pattern]
-        unit.outside = {p: _content_of(p.replace("{tomogram}", unit.tomogram)) for p in patterns}
+        named = [(p, p) if isinstance(p, str) else p for p in unit.step.outside(self.config) if p]
+        unit.outside = {
+            name: place and _content_of(place.replace("{tomogram}", unit.tomogram)) for name, place in named
+        }
         if None in unit.outside.values():
             for key in self.run.ledger.names("/".join(unit.name)):
                 sealed = UnitLedger(self.run.ledger, *unit.name, key).sealed
@@ -311,6 +313,15 @@ class UnitGraph:
         if self._selection is None:
             self._selection = self.run.clusters.chosen()
         return self._selection
+
+    def stands(self, unit: Unit) -> bool:
+        """Return whether what a sealed unit made is still there, where it is known what to look for."""
+        product = unit.step.product
+        return product is None or product(self.run, unit.tomogram).exists()
+
+    def forget(self, name: tuple[str, str]) -> None:
+        """Remove all marks of a step of a tomogram, whatever their key."""
+        self.run.ledger.delete("/".join(name))
 
     # -- access ---------------------------------------------------------------------------------------------
 

@@ -362,6 +362,8 @@ def compare_routes(
     cross, one, two = sums(measured, radius, rings)
     cross_C, one_C, two_C = sums((radius <= 1) & (radius > 0), direction, cones)
     one_C[one_C < 1e-9 * one_C.sum()] = np.nan  # rounding errors, in the missing wedge
+    with np.errstate(divide="ignore", invalid="ignore"):  # shells and cones without a wave are NaN
+        agreement = cross / np.sqrt(one * two), cross / one, cross_C / np.sqrt(one_C * two_C)
     return RouteComparison(
         direct_ZYX=direct_ZYX,
         tilts_ZYX=tilts_ZYX,
@@ -369,8 +371,8 @@ def compare_routes(
         scale=float(cross.sum() / one.sum()),
         leaked_share=float(1 - two.sum() / two_C.sum()),
         shell_S=(rings[1:] + rings[:-1]) / 2,
-        shell_correlation_S=cross / np.sqrt(one * two),
-        shell_scale_S=cross / one,
+        shell_correlation_S=agreement[0],
+        shell_scale_S=agreement[1],
         cone_C=(cones[1:] + cones[:-1]) / 2,
-        cone_correlation_C=cross_C / np.sqrt(one_C * two_C),
+        cone_correlation_C=agreement[2],
     )

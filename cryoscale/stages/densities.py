@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ class DensitiesStage(WholeStage):
 
     name = "densities"
     writes = "densities"
+
+    def bytes_needed(self, access: Access) -> int:
+        """Bound the largest map with what resampling it takes, by the sizes of the files."""
+        files = [place for _, place in density_files(access.simulation()) if place]
+        largest = max((os.path.getsize(place) for place in files), default=0)
+        return 8 * largest + 256 * 2**20
 
     def compute(self, access: Access) -> dict[str, Any]:
         """Read, scale, low-pass, centre and write each density.
@@ -59,15 +66,19 @@ class DensitiesStage(WholeStage):
         return {"hash": digest.hexdigest(), "radii_angstrom": radii}
 
 
-def density_files(simulate: SimulateConfig) -> list[str | None]:
-    """Return the files that the densities of a data set are read from; what cannot be found is left out."""
+def density_files(simulate: SimulateConfig) -> list[tuple[str, str | None]]:
+    """Return each density that is a file, with its place; None where it is not found (any more)."""
+    from cryoscale.simulate.shapes import KINDS
     from cryoscale.simulate.structures import find_density
 
-    files: list[str | None] = []
+    files: list[tuple[str, str | None]] = []
     for density in dict.fromkeys(p.density for p in simulate.scene.particles):
-        with contextlib.suppress(CryoscaleError):  # the stage will say so
+        place = None
+        with contextlib.suppress(CryoscaleError):  # if it is needed the stage will say so
             source = find_density(density, simulate.densities, cache=structure_cache())
-            files += [str(source.path)] if source.path is not None else []
+            place = str(source.path) if source.path is not None else None
+        if place is not None or density not in KINDS:
+            files.append((f"density {density}", place))
     return files
 
 

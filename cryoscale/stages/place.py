@@ -44,7 +44,10 @@ class PlaceStage(WholeStage):
             contrasts=of_each("contrast"), least_shares=of_each("least_share"),
         )  # fmt: skip
         truth = placed.to_truth()
-        settings = simulation.model_dump(mode="json", exclude={"variants", "tomograms"})
+        settings = {
+            "recipe": simulation.recipe, "seed": simulation.seed,
+            "number": simulation.number_of(access.tomogram), "scene": scene.model_dump(mode="json"),
+        }  # fmt: skip
         folder = access.output()
         truth.notes["simulate"] = _without_none(settings)
         write_truth(folder, access.tomogram, truth)

@@ -35,7 +35,7 @@ class ProjectStage(BlockStage):
         blocks = tuple(Grid.of((len(angles), scene.y, width), (1, scene.y, width)).blocks())
         whole = len(angles) * scene.y * width * 4
         needed = max(scene.voxels * 6, 2 * whole) + 24 * scene.y * width * 4 + SPARE_BYTES
-        return Plan((blocks,), needed, 2 * whole)
+        return Plan((blocks,), needed, 4 * whole)  # the parts and what is made of them
 
     def create(self, access: Access) -> None:
         """Remove parts of an earlier plan."""

@@ -14,7 +14,7 @@ from cryoscale.data.access import Access
 from cryoscale.data.arrays import read_arrays, read_some, write_arrays
 from cryoscale.geometry import Block, Box, Grid, Zyx
 from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan
-from cryoscale.stages.imaging import KINDS, SPARE_BYTES, imaging_of, write_facts
+from cryoscale.stages.imaging import KINDS, SPARE_BYTES, Measured, imaging_of, write_facts
 
 if TYPE_CHECKING:
     from cryoscale.simulate.backprojection import Mixture
@@ -41,7 +41,7 @@ class ReconstructStage(BlockStage):
         rows = blocks[0].core.voxels
         needed = 3 * rows * 4 + tilts.z * ROWS * tilts.x * (8 + FINE) + tilts.z * shape.x * 64
         sealing = shape.voxels * 4 + 4 * rows * 4 + 2 * tilts.voxels * 4
-        return Plan((blocks,), max(needed, sealing) + SPARE_BYTES, shape.voxels * 4 + tilts.voxels * 4)
+        return Plan((blocks,), max(needed, sealing) + SPARE_BYTES, 3 * shape.voxels * 4 + tilts.voxels * 4)
 
     def create(self, access: Access) -> None:
         """Remove parts of an earlier plan."""
@@ -85,17 +85,18 @@ class ReconstructStage(BlockStage):
             np.concatenate([s["signal_sums"] for s in sums]), np.concatenate([s["noise_sums"] for s in sums]),
             shape.voxels, simulation.imaging.snr,
         )  # fmt: skip
-        volume_ZYX = np.empty(shape, np.float32)
+        volume_ZYX, measured = np.empty(shape, np.float32), Measured()
         for block in blocks:
             part = read_arrays(parts, _part(block))
             volume_ZYX[block.core.slices] = mixed.apply(part["signal"], part["noise"])
+            measured.add(part["signal"], volume_ZYX[block.core.slices])
         folder, size = access.output(), simulation.scene.voxel_size_angstrom
         Path(folder.path()).mkdir(parents=True, exist_ok=True)
         write_mrc(folder.path(f"{access.tomogram}.mrc"), volume_ZYX, size)
         del volume_ZYX
         write_mrc(folder.path(f"{access.tomogram}_tilts.mrc"), _series(access, mixed), size)
         _write_angles(access)
-        return write_facts(access, mixed.realised_snr)
+        return write_facts(access, measured.snr)
 
 
 def _part(block: Block) -> str:

@@ -17,7 +17,7 @@ from cryoscale.errors import DataError
 from cryoscale.geometry import Block, Box
 from cryoscale.ops.patches import patch_box
 from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan, chunked_rows
-from cryoscale.stages.templates import open_templates
+from cryoscale.stages.templates import open_templates, stamp_bytes
 
 SPLITS = ("train", "validation", "test")
 
@@ -35,7 +35,9 @@ class SubtomogramsStage(BlockStage):
         voxels = settings.size_voxels**3
         count = len(drawn_rows(access.truth(), access.simulation(), access.tomogram))
         blocks = chunked_rows(count, ROWS_PER_SHARD)
-        return Plan((blocks,), ROWS_PER_SHARD * voxels * 24 + 256 * 2**20, count * voxels * 9)
+        return Plan(
+            (blocks,), ROWS_PER_SHARD * voxels * 24 + stamp_bytes(access) + 256 * 2**20, count * voxels * 9
+        )
 
     def create(self, access: Access) -> None:
         """Make the empty arrays."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cryoscale.config.simulate import file_stem
 from cryoscale.data.access import Access
 from cryoscale.errors import ConfigurationError
 
@@ -19,8 +20,7 @@ LIST = "densities.toml"
 
 def density_key(density: str) -> str:
     """Return the name under which a run keeps a density: its file's, without endings and odd characters."""
-    stem = density.rsplit("/", 1)[-1]
-    return re.sub(r"[^A-Za-z0-9._-]", "_", re.sub(r"\.(mrc|map|pdb|ent|cif|mmcif)(\.gz)?$", "", stem))
+    return re.sub(r"[^A-Za-z0-9._-]", "_", file_stem(density))
 
 
 def keys_of(densities: list[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryoscale.config import RunConfig, apply_settings, dump_config, load_config
-from cryoscale.config.simulate import ParticlesConfig, SceneConfig, SimulateConfig, scaled
+from cryoscale.config.simulate import ParticlesConfig, SceneConfig, SimulateConfig, file_stem, scaled
 from cryoscale.errors import ConfigurationError
 
 PARTICLES = [{"density": "ring", "copies": 3}, {"density": "ring", "copies": 2, "placement": "at"},
@@ -85,3 +85,28 @@ def test_variants_need_names_of_their_own() -> None:
 
 def test_a_scene_without_anything_is_a_scene() -> None:
     assert SceneConfig().class_names == ("background",)
+
+
+@pytest.mark.parametrize("name", ["background", "gold", "double_membrane", "a/b c", ""])
+def test_class_names_are_names_and_not_taken(name: str) -> None:
+    with pytest.raises(ValueError, match=r"cannot be named|at least"):
+        SceneConfig.model_validate({"particles": [{"density": "ring", "copies": 1, "name": name or " "}]})
+
+
+@pytest.mark.parametrize(
+    ("path", "stem"),
+    [
+        ("a.mapped.mrc", "a.mapped"),
+        ("x/1KP8.cif.gz", "1KP8"),
+        ("e.ccp4", "e"),
+        ("m.map.bz2", "m"),
+        ("4v7r", "4v7r"),
+    ],
+)
+def test_names_of_files(path: str, stem: str) -> None:
+    assert file_stem(path) == stem
+
+
+def test_subtomograms_are_shared_by_tomograms() -> None:
+    with pytest.raises(ValueError, match="cannot be shared"):
+        made(tomograms=3, subtomograms={"count": 2})
