@@ -42,6 +42,7 @@ def measure(place: Path, snr: float, size: Size, *, seed: int, settings: list[st
             "dead_units": run.model("encoder").card["metrics"]["dead_code_share"],
             "seconds": time.perf_counter() - started,
         }  # fmt: skip
+    found["random"] = scores.random_scores(run, seed=seed)
     found["k"] = scores.k_scores(run, seed=seed)
     found["contacts"] = scores.contact_report(run, seed=seed)
     found["chosen"] = choose_by_truth(run)

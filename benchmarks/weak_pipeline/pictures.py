@@ -39,14 +39,9 @@ def _f1(rows: list[dict[str, Any]], path: Path) -> None:
         for code, color in COLORS.items():
             f1 = [row["codes"][code]["by_class"][name]["f1"] for row in rows]
             axis.plot(snr, f1, "o-", color=color, label=NAMES[code])
-        nulls = (
-            ("f1_threshold", "k--", "threshold on the score"),
-            ("f1_random_clusters", "k:", "random clusters"),
-        )
-        for key, style, label in nulls:
-            axis.plot(
-                snr, [row["codes"]["default"]["by_class"][name][key] for row in rows], style, label=label
-            )
+        threshold = [row["codes"]["default"]["by_class"][name]["f1_threshold"] for row in rows]
+        axis.plot(snr, threshold, "k--", label="threshold on the score")
+        axis.plot(snr, [row["random"][name] for row in rows], "k:", label="random clusters")
         axis.set(xscale="log", title=name, xlabel="SNR", ylim=(0, 1))
     axes[0].set_ylabel("F1 on the other cell")
     axes[0].legend(fontsize=7)

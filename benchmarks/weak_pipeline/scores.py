@@ -6,15 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.weak_pipeline.runs import FITTED, SCORED, classes_with_membranes, evidence
-from cryoscale.data.rows import Encodings
+from benchmarks.weak_pipeline.runs import (
+    FITTED,
+    MAJORITY,
+    MATCH_ANGSTROM,
+    SCORED,
+    classes_with_membranes,
+    evidence,
+)
+from cryoscale.data.rows import Encodings, read_picks
 from cryoscale.data.run import Run
 from cryoscale.data.tomogram import LabelVolume
-from cryoscale.data.truth import TRUTH_LABELS
+from cryoscale.data.truth import TRUTH_LABELS, read_truth
 from cryoscale.evaluate.clusters import best_selection_f1, selection_f1, shuffled_selection_f1
 from cryoscale.evaluate.contacts import contact_scores, contacts_of
 from cryoscale.evaluate.labels import count_labels, segmentation_scores
-from cryoscale.evaluate.matching import f1_of
+from cryoscale.evaluate.matching import f1_of, match_points
 from cryoscale.evaluate.partition import agreement
 
 SHARE = 0.2  # of the clusters that may be chosen for one class
@@ -56,6 +63,21 @@ def cluster_scores(run: Run, *, seed: int = 0) -> dict[str, Any]:
         "mean_f1_threshold": float(np.mean([row["f1_threshold"] for row in by_class.values()])),
         "agreement": agreement(scored.ids_N, mine, seed=seed),
     }
+
+
+def random_scores(run: Run, *, repeats: int = 20, seed: int = 0) -> dict[str, float]:
+    """Do the same with shuffled clusters, and return the mean F1 of each class."""
+    fitted, scored = evidence(run, FITTED), evidence(run, SCORED)
+    most = int(SHARE * int(run.clusters.card["n_clusters"]))
+    rng = np.random.default_rng(seed)
+    f1: dict[str, list[float]] = {name: [] for name in fitted.by_class}
+    for _ in range(repeats):
+        here_N, there_N = rng.permutation(fitted.ids_N), rng.permutation(scored.ids_N)
+        for name, values in f1.items():
+            here, there = fitted.by_class[name], scored.by_class[name]
+            chosen = best_selection_f1(here_N, here.match_N, here.pairs.n_truth, most)
+            values.append(selection_f1(there_N, there.match_N, there.pairs.n_truth, chosen.clusters).f1)
+    return {name: float(np.mean(values)) for name, values in f1.items()}
 
 
 def threshold_f1(here: Any, there: Any) -> float:
@@ -100,27 +122,34 @@ def label_scores(run: Run, labels: str) -> dict[str, Any]:
 
 def contact_report(run: Run, *, seed: int = 0) -> dict[str, Any]:
     """Which clusters stand at membranes, over both cells; and which of them hold the planted class."""
-    parts, majority = [], None
+    parts, majority = [], []
     n_clusters = int(run.clusters.card["n_clusters"])
     for name in (FITTED, SCORED):
         found = evidence(run, name)
         assert found.ids_N is not None
-        names = np.array(found.class_names)
-        words = np.where(found.class_N > 0, names[found.class_N], "no particle")
-        from cryoscale.data.rows import read_picks
-
+        values = classes_with_membranes(run, name, found)
+        facts = LabelVolume(run.tomogram(name), TRUTH_LABELS).facts
+        names = np.array(["no object", *facts.class_names])
         positions_N3 = read_picks(run.picks, name).positions_N3
-        parts.append(contacts_of(run, name, positions_N3, found.ids_N, words, REACH_ANGSTROM))
+        words_N = placed_words(run, name, positions_N3, names[values])
+        parts.append(contacts_of(run, name, positions_N3, found.ids_N, words_N, REACH_ANGSTROM))
         if name == FITTED:
             counts = np.zeros((n_clusters, len(names)))
-            np.add.at(counts, (found.ids_N, found.class_N), 1)
-            sure = counts.max(axis=1) > MAJORITY_OF_CLUSTER * np.maximum(counts.sum(axis=1), 1)
+            np.add.at(counts, (found.ids_N, values), 1)
+            sure = counts.max(axis=1) > MAJORITY * np.maximum(counts.sum(axis=1), 1)
             majority = np.where(sure, names[counts.argmax(axis=1)], "mixed").tolist()
     scores = contact_scores([part for part in parts if part is not None], seed=seed)
     return {"scores": scores, "majority": majority}
 
 
-MAJORITY_OF_CLUSTER = 0.5
+def placed_words(run: Run, name: str, positions_N3: Any, words_N: Any) -> Any:
+    """Add to the class of each matched pick how its particle was placed: at membranes, near or far."""
+    truth = read_truth(run.truth, name)
+    match = match_points(positions_N3, truth.positions_N3, MATCH_ANGSTROM)
+    words = words_N.astype(object)
+    words[match.pick_K] = [f"{words_N[p]} {truth.placement_N[t]}" for p, t in
+                           zip(match.pick_K, match.truth_K, strict=True)]  # fmt: skip
+    return words.astype(str)
 
 
 def k_scores(run: Run, *, seed: int = 0) -> dict[str, Any]:

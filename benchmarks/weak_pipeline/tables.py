@@ -55,8 +55,8 @@ def _clusters(rows: list[dict[str, Any]]) -> str:
     ]
     lines = []
     for r in rows:
+        null = sum(r["random"].values()) / len(classes)
         for code, found in r["codes"].items():
-            null = sum(row["f1_random_clusters"] for row in found["by_class"].values()) / len(classes)
             lines.append([
                 f"{r['snr']:g}", NAMES[code], found["mean_f1"],
                 *(found["by_class"][c]["f1"] for c in classes),
@@ -125,7 +125,19 @@ def _contacts(rows: list[dict[str, Any]]) -> str:
             mine = [c["verdict"] for c in clusters if c["class"] == name]
             lines.append([f"{r['snr']:g}", name, len(mine), mine.count("enriched"), mine.count("depleted"),
                           len(mine) - mine.count("enriched") - mine.count("depleted")])  # fmt: skip
-    return "### Clusters at membranes\n\n" + table(header, lines)
+    return "### Clusters at membranes\n\n" + table(header, lines) + "\n\n" + _planted(rows)
+
+
+def _planted(rows: list[dict[str, Any]]) -> str:
+    """The same test for the picks grouped by what they truly are: as good as any clustering could do."""
+    header = ["SNR", "picks of", "picks", "near membranes", "log2 odds", "95 % from", "to", "verdict"]
+    keys = ("picks", "share_near", "log2_odds", "low", "high", "verdict")
+    lines = [
+        [f"{r['snr']:g}", name, *(found[key] for key in keys)]
+        for r in rows
+        for name, found in sorted(r["contacts"]["scores"]["by_class"].items())
+    ]
+    return "### Placed classes at membranes\n\n" + table(header, lines)
 
 
 def _k(rows: list[dict[str, Any]]) -> str:

@@ -18,9 +18,11 @@ PRESETS = {
         "pick.smooth_sigma_voxels=2", "pick.sigma_voxels=5", "encoder.code=relu", "encoder.l1=1e-4",
         "encoder.batch_size=8", "encoder.augment=false", "encoder.invariant_weight=0",
         "patch.smooth_sigma_voxels=2", "segmenter.shift=0", "segmenter.ignore_unselected=false",
-        "segment.mode=picks", "segment.class_of=network",
+        "segmenter.background_share=0", "segment.mode=picks", "segment.class_of=network",
     ],
 }  # fmt: skip
+
+WIDTHS = ("pick.smooth_sigma_voxels=", "pick.sigma_voxels=")  # they and a radius exclude each other
 
 
 @click.command("init")
@@ -43,7 +45,7 @@ def init_command(
     """Write RUN/run.toml for the files that PATTERNS name; again, to add files or change parameters."""
     from cryoscale.pipeline.setup import add_inputs, initial_config, write_run
 
-    words = [*PRESETS[preset]]
+    words = [*_preset(preset, run, settings)]
     if contrast is not None:
         words.append(f"ingest.contrast={contrast}")
     config = initial_config(run, [*words, *settings])
@@ -53,6 +55,23 @@ def init_command(
         click.echo(line)
     click.echo(f"{Path(run)}: {len(config.inputs)} tomograms ({len(added)} new). Next: cryoscale run {run}")
     return 0
+
+
+def _preset(preset: str, run: str, settings: tuple[str, ...]) -> list[str]:
+    """Return the settings of a preset; a radius, given now or before, takes its widths of filters away."""
+    from cryoscale.pipeline.setup import initial_config
+
+    words = PRESETS[preset]
+    if not any(word.startswith(WIDTHS) for word in words):
+        return words
+    given = [word for word in settings if word.partition("=")[0].strip() == "pick.radius_angstrom"]
+    if given:
+        radius = given[-1].partition("=")[2].strip().lower() != "none"
+    else:
+        radius = initial_config(run, []).pick.radius_angstrom is not None
+    return [
+        f"{word.partition('=')[0]}=none" if radius and word.startswith(WIDTHS) else word for word in words
+    ]
 
 
 def _voxel_sizes(config: RunConfig) -> list[str]:

@@ -12,7 +12,7 @@ Shape suffixes: N patches, V voxels, B waves (shell, degree, order), I invariant
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,11 @@ WIDTH_VOXELS = 0.8
 
 
 class ShellInvariants(nn.Module):
-    """Patches (N, 1, Z, Y, X) to invariants (N, I): the mean of each shell, then the root of each power.
+    """Patches (N, 1, Z, Y, X) to invariants (N, I): shell by shell, degree by degree.
+
+    The weights of a shell have norm 1. So degree 0 is the projection of the density on the shell's unit
+    vector, with its sign; for the same density it grows with the root of the shell's number of voxels. Each
+    further degree is the root of its power.
 
     Parameters
     ----------
@@ -36,24 +40,34 @@ class ShellInvariants(nn.Module):
         Extent of a patch, voxels; the particle is at voxel side // 2.
     degrees : int
         Greatest degree of the harmonics.
+    shell_voxels, width_voxels : float
+        From one shell to the next, and a shell's sd.
     """
 
     basis_VB: Tensor
     sums_BI: Tensor
 
-    def __init__(self, box: Sequence[int], degrees: int = DEGREES) -> None:
+    def __init__(
+        self,
+        box: Sequence[int],
+        degrees: int = DEGREES,
+        shell_voxels: float = SHELL_VOXELS,
+        width_voxels: float = WIDTH_VOXELS,
+    ) -> None:
         super().__init__()
-        columns, groups = [], []
-        for shell_V in _shells(box):
-            for degree in range(degrees + 1):
-                harmonics_VM = _harmonics(box, degree)
-                columns.append(harmonics_VM * shell_V[:, None])
-                groups.append(harmonics_VM.shape[1])
-        self.count = len(groups)
-        sums_BI = np.repeat(np.eye(self.count), groups, axis=0)
-        self.register_buffer("basis_VB", torch.from_numpy(np.hstack(columns).astype(np.float32)))
-        self.register_buffer("sums_BI", torch.from_numpy(sums_BI.astype(np.float32)))
-        self.degrees = degrees
+        self.degrees, self.shell_voxels, self.width_voxels = degrees, shell_voxels, width_voxels
+        self.count = invariant_count(box, degrees, shell_voxels)
+        shells = _shells(box, shell_voxels, width_voxels)
+        waves = (degrees + 1) ** 2  # of a shell
+        # Wave by wave into its place: the basis is large, and there is never more than a column besides.
+        basis_VB = np.empty((math.prod(box), len(shells) * waves), np.float32)
+        for number, wave_V in enumerate(_harmonics(box, degrees)):
+            for shell, shell_V in enumerate(shells):
+                basis_VB[:, shell * waves + number] = wave_V * shell_V
+        groups = [2 * degree + 1 for degree in range(degrees + 1)] * len(shells)
+        sums_BI = np.repeat(np.eye(self.count, dtype=np.float32), groups, axis=0)
+        self.register_buffer("basis_VB", torch.from_numpy(basis_VB))
+        self.register_buffer("sums_BI", torch.from_numpy(sums_BI))
 
     def forward(self, patches_NCZYX: Tensor) -> Tensor:
         """Return the invariants."""
@@ -65,6 +79,21 @@ class ShellInvariants(nn.Module):
         return torch.where(first, signed_NI, powers_NI)
 
 
+def invariant_count(box: Sequence[int], degrees: int = DEGREES, shell_voxels: float = SHELL_VOXELS) -> int:
+    """Return how many invariants a patch has, without computing any."""
+    return len(_radii(box, shell_voxels)) * (degrees + 1)
+
+
+def basis_bytes(box: Sequence[int], count: int, degrees: int) -> int:
+    """Return the size of the basis for so many invariants: each degree l of a shell has 2 l + 1 waves."""
+    return math.prod(box) * count * (degrees + 1) * 4
+
+
+def _radii(box: Sequence[int], shell_voxels: float) -> npt.NDArray[np.float64]:
+    """Return the radius of each shell, from the middle out to the nearest face."""
+    return np.arange(shell_voxels / 2 + 0.5, min(box) / 2, shell_voxels, dtype=np.float64)
+
+
 def _grid(box: Sequence[int]) -> tuple[npt.NDArray[np.float64], ...]:
     """Return z, y, x of each voxel from the particle's place, (V,) each."""
     lines = [np.arange(side, dtype=np.float64) - side // 2 for side in box]
@@ -72,32 +101,32 @@ def _grid(box: Sequence[int]) -> tuple[npt.NDArray[np.float64], ...]:
     return z.ravel(), y.ravel(), x.ravel()
 
 
-def _shells(box: Sequence[int]) -> list[npt.NDArray[np.float64]]:
-    """Return the weights (V,) of each shell, of norm 1, from the middle out to the nearest face."""
+def _shells(box: Sequence[int], shell_voxels: float, width_voxels: float) -> list[npt.NDArray[np.float64]]:
+    """Return the weights (V,) of each shell, of norm 1."""
     z, y, x = _grid(box)
     radius_V = np.sqrt(z * z + y * y + x * x)
     shells = []
-    for radius in np.arange(SHELL_VOXELS / 2 + 0.5, min(box) / 2, SHELL_VOXELS):
-        weight_V = np.exp(-0.5 * ((radius_V - radius) / WIDTH_VOXELS) ** 2)
+    for radius in _radii(box, shell_voxels):
+        weight_V = np.exp(-0.5 * ((radius_V - radius) / width_voxels) ** 2)
         shells.append(weight_V / np.sqrt((weight_V**2).sum()))
     return shells
 
 
-def _harmonics(box: Sequence[int], degree: int) -> npt.NDArray[np.float64]:
-    """Return the 2 l + 1 real spherical harmonics of one degree at each voxel, (V, 2 l + 1)."""
+def _harmonics(box: Sequence[int], degrees: int) -> Iterator[npt.NDArray[np.float64]]:
+    """Yield the 2 l + 1 real spherical harmonics of each degree l at each voxel, (V,) each."""
     z, y, x = _grid(box)
-    radius_V = np.maximum(np.sqrt(z * z + y * y + x * x), 1e-9)
+    middle = int(np.ravel_multi_index([side // 2 for side in box], tuple(box)))
+    cosine_V = z / np.maximum(np.sqrt(z * z + y * y + x * x), 1e-9)
     azimuth_V = np.arctan2(y, x)
-    columns = []
-    for order in range(degree + 1):
-        ratio = math.factorial(degree - order) / math.factorial(degree + order)
-        norm = math.sqrt((2 * degree + 1) / (4 * math.pi) * ratio)
-        polar_V = norm * lpmv(order, degree, z / radius_V)
-        if order == 0:
-            columns.append(polar_V)
-        else:
-            columns += [math.sqrt(2) * polar_V * f(order * azimuth_V) for f in (np.cos, np.sin)]
-    harmonics_VM = np.stack(columns, axis=1)
-    if degree:
-        harmonics_VM[(z == 0) & (y == 0) & (x == 0)] = 0  # the middle has no direction
-    return harmonics_VM
+    for degree in range(degrees + 1):
+        for order in range(degree + 1):
+            ratio = math.factorial(degree - order) / math.factorial(degree + order)
+            norm = math.sqrt((2 * degree + 1) / (4 * math.pi) * ratio)
+            polar_V = norm * lpmv(order, degree, cosine_V)
+            if degree:
+                polar_V[middle] = 0  # it has no direction
+            if order == 0:
+                yield polar_V
+            else:
+                for turn in (np.cos, np.sin):
+                    yield math.sqrt(2) * polar_V * turn(order * azimuth_V)

@@ -20,6 +20,7 @@ from cryoscale.pipeline.engines import EngineChoice, memory_budgets
 from cryoscale.pipeline.survey import Standing, Survey, survey_run
 from cryoscale.runtime.memory import format_bytes
 from cryoscale.stages.base import BlockStage
+from cryoscale.stages.networks import expected_invariants
 
 ASSUMED_CLASSES = 8  # of a segmenter that is not trained yet; few runs have more
 SIMULATED_FIRST = frozenset({"ingest", "subtomograms"})  # plans that need a file that is not made yet
@@ -219,7 +220,10 @@ class _HeaderAccess(Access):
             return real
         wanted = self.config.encoder if name == "encoder" else self.config.segmenter
         architecture = {"channels": wanted.channels, "dimension": self.config.encoder.dimension}
-        return _Foretold(card={**_ASSUMED_CARD, "architecture": architecture})
+        card = {**_ASSUMED_CARD, "architecture": architecture}
+        if name == "encoder" and self.config.encoder.invariant_weight:
+            card["invariants"] = expected_invariants(self.config.patch.box)
+        return _Foretold(card=card)
 
     def selection(self) -> Any:
         self._may("selection")

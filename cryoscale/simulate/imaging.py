@@ -92,13 +92,21 @@ def image(
 
 
 def filter_signal(
-    signal_ZYX: Floats, voxel_size_angstrom: float, imaging: Imaging, *, workers: int = 1
+    signal_ZYX: Floats,
+    voxel_size_angstrom: float,
+    imaging: Imaging,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
 ) -> Floats:
-    """Return a scene through all filters of `image` without noise; objects stay positive, the mean is 0."""
+    """Return a scene through all filters of `image` without noise; objects stay positive, the mean is 0.
+
+    With `overwrite` it takes the place of the scene.
+    """
     spectrum = _Spectrum(signal_ZYX, voxel_size_angstrom, imaging, workers)
     spectrum.filter_signal()
     each(spectrum.invert_z, signal_ZYX.shape[1], workers)
-    return spectrum.volume(None)
+    return spectrum.volume(signal_ZYX if overwrite else None)
 
 
 def realised_snr_by_correlation(first_ZYX: Floats, second_ZYX: Floats) -> float:

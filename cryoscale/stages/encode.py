@@ -12,7 +12,7 @@ from cryoscale.data.access import Access
 from cryoscale.data.rows import ROWS_PER_BLOCK
 from cryoscale.geometry import Block
 from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan, chunked_rows
-from cryoscale.stages.networks import BATCH, encoding_width, open_encoder
+from cryoscale.stages.networks import BATCH, encoding_width, invariants_bytes, open_encoder
 from cryoscale.stages.patching import PatchReader
 from cryoscale.stages.training import check_voxel_size
 
@@ -37,6 +37,7 @@ class EncodeStage(BlockStage):
         architecture = card["architecture"]
         activations = BATCH * reader.box.voxels * int(architecture["channels"]) * 4 * 3
         needed = reader.bytes_per_gather() + 2 * patches + activations + 256 * 2**20
+        needed += invariants_bytes(card, reader.box)
         disk = rows * encoding_width(card) * 4
         return Plan((chunked_rows(rows, ROWS_PER_BLOCK),), needed, disk)
 

@@ -11,7 +11,7 @@ from cryoscale.stages.base import WholeStage
 from cryoscale.stages.imaging import SPARE_BYTES, Measured, imaging_of, noise_seed, write_facts
 from cryoscale.stages.networks import worker_threads
 
-VOLUMES = 5  # of float32, held at most: the tomogram, the scene, its transform, and what an FFT works in
+VOLUMES = 4  # of float32, held at most: the tomogram, the scene, its transform, and what an FFT works in
 
 
 class ImageStage(WholeStage):
@@ -39,7 +39,9 @@ class ImageStage(WholeStage):
         )
         signal_ZYX = access.scene("signal").read(0, Box.whole(scene.shape))
         measured = Measured()
-        measured.add(filter_signal(signal_ZYX, size, imaging, workers=workers), volume_ZYX)
+        filtered_ZYX = filter_signal(signal_ZYX, size, imaging, workers=workers, overwrite=True)
+        measured.add(filtered_ZYX, volume_ZYX)
+        del signal_ZYX, filtered_ZYX
         folder = access.output()
         Path(folder.path()).mkdir(parents=True, exist_ok=True)
         for name in ("_tilts.mrc", "_tilts.rawtlt"):  # of the other route

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cryoscale.data.access import Access
+from cryoscale.errors import StateError
 from cryoscale.runtime.memory import cpu_count
 
 if TYPE_CHECKING:
     from torch import nn
 
     from cryoscale.inference.engine import Engine
+    from cryoscale.models.invariants import ShellInvariants
 
 BATCH = 64  # patches; fixed, so that results do not depend on how rows or windows fall into blocks
 KEPT = 3  # networks that stay loaded in a process
@@ -135,16 +137,63 @@ def open_encoder(access: Access) -> contextlib.AbstractContextManager[Network]:
     def wrap(module: nn.Module) -> nn.Module:
         if not added:
             return EncoderOnly(module)
-        from cryoscale.models.invariants import ShellInvariants
-
-        return EncoderWithInvariants(module, ShellInvariants(box, added["degrees"]), added["gain"])
+        return EncoderWithInvariants(module, invariants_of(added, box), added["gain"])
 
     return _open(access, "encoder", "encoder", (1, *box), wrap)
+
+
+def invariants_of(added: Mapping[str, Any], box: Sequence[int]) -> ShellInvariants:
+    """Build the invariants that a model card describes: its numbers, not today's defaults.
+
+    Parameters
+    ----------
+    added : mapping
+        `invariants` of the card.
+    box : three ints
+        Extent of a patch, voxels.
+
+    Raises
+    ------
+    StateError
+        The card asks for others than this version computes.
+    """
+    from cryoscale.models.invariants import ShellInvariants
+
+    shells = {key: added[key] for key in ("shell_voxels", "width_voxels") if key in added}
+    module = ShellInvariants(box, int(added["degrees"]), **shells)
+    if (added["name"], int(added["count"])) != ("shell_invariants", module.count):
+        raise StateError(
+            f"the card of the encoder asks for {added['count']} {added['name']}; "
+            f"this version computes {module.count} shell_invariants in patches of {tuple(box)} voxels.",
+            remedy="Encode with the version of cryoscale that trained the encoder, or train it again.",
+        )
+    return module
 
 
 def encoding_width(card: Mapping[str, Any]) -> int:
     """Return how many numbers an encoding has: those of the code, and the invariants."""
     return int(card["architecture"]["dimension"]) + int(card.get("invariants", {}).get("count", 0))
+
+
+def invariants_bytes(card: Mapping[str, Any], box: Sequence[int]) -> int:
+    """Bound what the invariants of an encoder take once it runs: their basis, twice while it is loaded."""
+    from cryoscale.models.invariants import basis_bytes
+
+    added = card.get("invariants")
+    return 2 * basis_bytes(box, int(added["count"]), int(added["degrees"])) if added else 0
+
+
+def expected_invariants(box: Sequence[int]) -> dict[str, Any]:
+    """Foretell what the card of an untrained encoder will say of its invariants, but for the gain."""
+    from cryoscale.models import invariants as defaults
+
+    return {
+        "name": "shell_invariants",
+        "degrees": defaults.DEGREES,
+        "shell_voxels": defaults.SHELL_VOXELS,
+        "width_voxels": defaults.WIDTH_VOXELS,
+        "count": defaults.invariant_count(box),
+    }
 
 
 def open_decoder(access: Access) -> contextlib.AbstractContextManager[Network]:

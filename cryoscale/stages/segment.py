@@ -18,9 +18,9 @@ from cryoscale.data.tomogram import LabelFacts
 from cryoscale.geometry import Block, Box, Zyx
 from cryoscale.ops.blend import Windows, weight_window
 from cryoscale.ops.patches import patch_box
-from cryoscale.ops.shape import otsu_level
 from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan, renumber
 from cryoscale.stages.labelling import CHUNK, SHARD, coarser, finer, label_blocks
+from cryoscale.stages.masks import OTSU_ROWS, class_level
 from cryoscale.stages.networks import BATCH, open_decoder, open_segmenter
 from cryoscale.stages.patching import PatchReader
 from cryoscale.stages.training import check_voxel_size
@@ -33,7 +33,7 @@ class SegmentStage(BlockStage):
     """From a tomogram (and, but for `dense`, its assignments) to `labels/<name>` with all levels."""
 
     name = "segment"
-    version = 2
+    version = 3
     engine = "model"
     reads = frozenset(
         {"tomogram", "picks", "encodings", "encoder", "clusters", "assignments", "selection", "segmenter"}
@@ -55,6 +55,8 @@ class SegmentStage(BlockStage):
         channels = _channels(access, reader)
         needed = (n_classes + 3) * core * 4 + 2 * grown * 4 + BATCH * box.voxels * channels * 4 * 4
         needed += reader.bytes_per_gather() + 256 * 2**20
+        if access.config.segment.mode == "decoded":
+            needed += OTSU_ROWS * box.voxels * 12  # members whose histogram gives a level, then in float64
         return Plan(renumber(phases), needed, sum(level.shape.voxels for level in levels))
 
     def create(self, access: Access) -> None:
@@ -176,7 +178,8 @@ def _open_picks(access: Access) -> Iterator[Predict]:
             return votes
 
         def predict(core: Box) -> Labels:
-            return _embed(core, centres_N3, reader.box, n_classes, patches)
+            votes = _embed(core, centres_N3, reader.box, n_classes, patches)
+            return _object_first(votes) if by_cluster else votes.argmax(axis=0).astype(np.uint8)
 
         yield predict
 
@@ -189,11 +192,11 @@ def _open_decoded(access: Access) -> Iterator[Predict]:
     codes_NF = access.encodings().read()[rows_N]
     n_classes = 1 + len(access.selection().classes)
     with open_decoder(access) as engine:
-        level_L = np.full(n_classes, access.config.segmenter.level or 0.0, np.float32)
-        if access.config.segmenter.level is None:
-            table = access.selection().class_of_cluster(int(access.clusters().card["n_clusters"]))
-            for value in np.unique(table[table > 0]):
-                level_L[value] = otsu_level(engine.run(access.clusters().load().centers_KF[table == value]))
+        level_L = np.zeros(n_classes, np.float32)
+        for value in np.unique(values_N):
+            members = codes_NF[values_N == value]
+            some = members[:: -(-len(members) // OTSU_ROWS)]
+            level_L[value] = class_level(engine.run(some)[:, 0], access.config.segmenter.level)
 
         def patches(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
             objects = engine.run(codes_NF[rows])[:, 0] < level_L[values_N[rows], None, None, None]
@@ -203,7 +206,7 @@ def _open_decoded(access: Access) -> Iterator[Predict]:
             return votes
 
         def predict(core: Box) -> Labels:
-            return _embed(core, centres_N3, reader.box, n_classes, patches)
+            return _object_first(_embed(core, centres_N3, reader.box, n_classes, patches))
 
         yield predict
 
@@ -224,8 +227,8 @@ def _embed(
     box: Zyx,
     n_classes: int,
     patches: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]],
-) -> Labels:
-    """Blend the predictions of patches into the voxels of a core; what no patch covers is background."""
+) -> npt.NDArray[np.float32]:
+    """Sum the weighted predictions of patches in the voxels of a core; 0 where no patch lies."""
     low = centres_N3 - np.array(box) // 2
     near = np.all((low < core.stop) & (low + np.array(box) > core.start), axis=1)
     rows = np.flatnonzero(near)
@@ -240,5 +243,17 @@ def _embed(
             total[(slice(None), *part.relative_to(core.start).slices)] += (
                 predicted[(slice(None), *inner)] * weight[inner]
             )
-    labels: Labels = total.argmax(axis=0).astype(np.uint8)
+    return total
+
+
+def _object_first(votes_LZYX: npt.NDArray[np.float32]) -> Labels:
+    """Say object or background first, then which class; without votes it is background.
+
+    Patches of two classes that overlap on one object share its votes. Each class alone may have fewer than
+    background although nobody doubts that there is an object.
+    """
+    objects = votes_LZYX[1:].sum(axis=0) > votes_LZYX[0]
+    labels: Labels = votes_LZYX[1:].argmax(axis=0).astype(np.uint8)
+    labels += 1
+    labels *= objects
     return labels

@@ -11,7 +11,12 @@ from cryoscale.data.weights import identity_of
 from cryoscale.errors import NothingToDoError
 from cryoscale.geometry import Zyx
 from cryoscale.stages.base import WholeStage
-from cryoscale.stages.networks import worker_threads
+from cryoscale.stages.networks import (
+    expected_invariants,
+    invariants_bytes,
+    invariants_of,
+    worker_threads,
+)
 from cryoscale.stages.patching import PatchReader
 from cryoscale.stages.training import (
     card_of,
@@ -25,6 +30,7 @@ from cryoscale.stages.training import (
     training_bytes,
 )
 
+MEASURED = 4096  # patches, over all of the sample, whose codes say how much of them is dead, and the gain
 DEAD_WARNING = 0.25  # from this share of dead code units on, the summary says so
 
 
@@ -32,7 +38,7 @@ class TrainEncoderStage(WholeStage):
     """From patches to the weights of an autoencoder."""
 
     name = "train_encoder"
-    version = 3
+    version = 4
     engine = "model"
     reads = frozenset({"tomogram", "picks"})
     writes = "encoder"
@@ -47,7 +53,7 @@ class TrainEncoderStage(WholeStage):
         """
         config = access.config.encoder
         if config.weights:
-            return import_model(access, "encoder", config.weights)
+            return _imported(access)
         if card := finished_card(access, "encoder"):
             return _facts(card)
         from cryoscale.learn.losses import AutoencoderLoss, dead_share
@@ -65,11 +71,12 @@ class TrainEncoderStage(WholeStage):
             AutoencoderLoss(l1=config.l1),
             settings,
         )
-        codes_NF = _codes(module, patches_NCZYX[:4096])
+        measured_NCZYX = patches_NCZYX[:: -(-len(patches_NCZYX) // MEASURED)]  # of all tomograms
+        codes_NF = _codes(module, measured_NCZYX)
         card = card_of(access, architecture, result, settings, len(patches_NCZYX))
         card["metrics"]["dead_code_share"] = dead_share(codes_NF)
         if config.invariant_weight:
-            card["invariants"] = _invariants(patches_NCZYX[:4096], codes_NF, config.invariant_weight)
+            card["invariants"] = _invariants(measured_NCZYX, codes_NF, config.invariant_weight)
         digest = access.model("encoder").save(result.best_state, card, history_columns(result.history))
         return {**_facts({**card, "weights_sha256": digest}), **notes}
 
@@ -85,6 +92,9 @@ class TrainEncoderStage(WholeStage):
         features = config.channels * (box.voxels // 64) * config.dimension * 2
         weights = 4 * (features + 4 * 27 * config.channels**2)
         gather = max(PatchReader.for_access(access, t).bytes_per_gather() for t in access.tomograms)
+        if config.invariant_weight:  # after the training, while its best weights are still there
+            added = invariants_bytes({"invariants": expected_invariants(box)}, box)
+            gather = max(gather, 7 * weights + added)
         return training_bytes(activations, weights, 4 * rows * box.voxels, gather)
 
 
@@ -97,6 +107,17 @@ def _architecture(access: Access) -> dict[str, Any]:
         "dimension": config.dimension,
         "code": config.code,
     }
+
+
+def _imported(access: Access) -> dict[str, Any]:
+    """Take given weights; they come with the invariants that they were trained for, or with none."""
+    config = access.config.encoder
+    facts = import_model(access, "encoder", config.weights or "")
+    has = bool(access.model("encoder").card.get("invariants"))
+    if has != bool(config.invariant_weight):
+        what = "has invariants of its own" if has else "was trained without invariants"
+        facts["note"] = f"encoder.invariant_weight has no effect: the model of encoder.weights {what}"
+    return facts
 
 
 def _facts(card: dict[str, Any]) -> dict[str, Any]:
@@ -124,13 +145,12 @@ def _sample(access: Access) -> Any:
 
 def _invariants(patches_NCZYX: Any, codes_NF: Any, weight: float) -> dict[str, Any]:
     """Describe the invariants that follow the code; their sd is `weight` times that of the code."""
-    from cryoscale.models.invariants import ShellInvariants
-
-    module = ShellInvariants(patches_NCZYX.shape[2:])
+    added = expected_invariants(patches_NCZYX.shape[2:])
+    module = invariants_of(added, patches_NCZYX.shape[2:])
     values_NI = _run(module, patches_NCZYX)
     spread = [float(np.sqrt(part.var(axis=0, dtype=np.float64).sum())) for part in (codes_NF, values_NI)]
     gain = weight * spread[0] / spread[1] if min(spread) > 0 else 1.0
-    return {"name": "shell_invariants", "degrees": module.degrees, "count": module.count, "gain": gain}
+    return {**added, "gain": gain}
 
 
 def _codes(module: Any, patches_NCZYX: Any) -> Any:

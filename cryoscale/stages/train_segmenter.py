@@ -17,8 +17,8 @@ from cryoscale.data.clusters import Selection
 from cryoscale.data.rows import ROWS_PER_BLOCK
 from cryoscale.errors import DataError, NothingToDoError
 from cryoscale.geometry import Zyx
-from cryoscale.ops.shape import otsu_level
 from cryoscale.stages.base import WholeStage
+from cryoscale.stages.masks import OTSU_ROWS, class_level
 from cryoscale.stages.networks import open_decoder
 from cryoscale.stages.patching import PatchReader
 from cryoscale.stages.training import (
@@ -36,7 +36,6 @@ from cryoscale.stages.training import (
 Patches = npt.NDArray[np.float32]
 Rows = list[npt.NDArray[np.int64]]  # of each tomogram
 MASK_ROWS = 256  # patches at a time, where a copy is made
-OTSU_ROWS = 512  # patches whose histogram gives the level
 MOST_FILLED = 0.7  # a level that calls more of the patches object than this does not separate anything
 
 
@@ -68,7 +67,7 @@ class TrainSegmenterStage(WholeStage):
         from cryoscale.models.registry import build
 
         selection = access.selection()
-        inputs, targets, level_L = _training_set(access, selection)
+        inputs, targets, values, level_L = _training_set(access, selection)
         architecture = {
             "name": "edss3d", "n_classes": len(selection.classes) + 1, "channels": config.channels,
         }  # fmt: skip
@@ -86,6 +85,8 @@ class TrainSegmenterStage(WholeStage):
         card["classes"] = {
             "names": list(selection.class_names), "colors": [list(c) for c in selection.colors],
         }  # fmt: skip
+        if missing := _without_members(selection, values):
+            card["classes"]["without_members"] = missing
         card["metrics"]["mask_level_sd"] = [round(float(level), 4) for level in level_L[1:]]
         digest = access.model("segmenter").save(result.best_state, card, history_columns(result.history))
         return {**_facts({**card, "weights_sha256": digest}), **notes}
@@ -110,11 +111,26 @@ class TrainSegmenterStage(WholeStage):
 def _facts(card: dict[str, Any]) -> dict[str, Any]:
     """Return what the ledger and the summary say of a trained segmenter, from its card alone."""
     levels, patches = card["metrics"]["mask_level_sd"], card["training"]["patches"]
-    return {"hash": card["weights_sha256"], "patches": patches, "mask_level_sd": levels}
+    facts = {"hash": card["weights_sha256"], "patches": patches, "mask_level_sd": levels}
+    if missing := card["classes"].get("without_members"):
+        names = ", ".join(f"'{name}'" for name in missing)
+        facts["warning"] = f"no member of {names} is in the training sample: the network learns nothing of it"
+    return facts
 
 
-def _training_set(access: Access, selection: Selection) -> tuple[Patches, npt.NDArray[np.uint8], Patches]:
-    """Gather inputs, masks, and the level of each class: members of selected clusters, then background."""
+def _without_members(selection: Selection, values: npt.NDArray[np.int32]) -> list[str]:
+    """Return the names of the classes that the training sample shows no member of."""
+    present = set(values.tolist())
+    return [name for value, name in enumerate(selection.class_names, start=1) if value not in present]
+
+
+def _training_set(
+    access: Access, selection: Selection
+) -> tuple[Patches, npt.NDArray[np.uint8], npt.NDArray[np.int32], Patches]:
+    """Gather inputs, masks, classes and levels: members of selected clusters, then background.
+
+    The classes are those of the members alone; the levels are one for each class, background's 0 first.
+    """
     config = access.config.segmenter
     class_of = selection.class_of_cluster(int(access.clusters().card["n_clusters"]))
     chosen, values, extra = _drawn(access, class_of)
@@ -128,13 +144,13 @@ def _training_set(access: Access, selection: Selection) -> tuple[Patches, npt.ND
     _check_masks(decoded, masks[:members], values, selection, level_L)
     if config.ignore_unselected and len(inputs) > members:
         _decode(access, extra, inputs[members:])
-        _fill_ignored(inputs[members:], float(level_L[1:].max()), masks[members:])
+        _fill_ignored(inputs[members:], _weakest_level(level_L, values), masks[members:])
     offsets = [_offsets(access, rows, number) for number, rows in enumerate((chosen, extra))]
     if config.shift:
         _shift_masks(masks, np.concatenate([*offsets[0], *offsets[1]]))
     gather_sample(access, chosen, inputs[:members], offsets[0])
     gather_sample(access, extra, inputs[members:], offsets[1])
-    return inputs, masks, level_L
+    return inputs, masks, values, level_L
 
 
 def _levels(
@@ -142,16 +158,21 @@ def _levels(
 ) -> npt.NDArray[np.float32]:
     """Return the level of each class, background's 0 first: the one given, or Otsu's of its own members.
 
+    A class without members keeps 0, which must not be used.
+
     One level for all would cut dense kinds far outside of their surface: they set the scale for none.
     """
     level_L = np.zeros(n_classes + 1, np.float32)
     for value in range(1, n_classes + 1):
         mine = decoded[values == value]
-        if given is not None:
-            level_L[value] = given
-        elif len(mine):
-            level_L[value] = min(_otsu_level(mine), -1e-3)
+        if len(mine):
+            level_L[value] = class_level(mine, given)
     return level_L
+
+
+def _weakest_level(level_L: Patches, values: npt.NDArray[np.int32]) -> float:
+    """Return the highest level of the classes that have members: the others have none."""
+    return float(level_L[np.unique(values)].max())
 
 
 def _drawn(access: Access, class_of: npt.NDArray[np.int32]) -> tuple[Rows, npt.NDArray[np.int32], Rows]:
@@ -190,11 +211,6 @@ def _decode(access: Access, rows: Rows, out: Patches) -> None:
                     made = decoder.run(codes[part : part + MASK_ROWS])[:, 0]
                     out[first : first + len(made)] = made
                     first += len(made)
-
-
-def _otsu_level(decoded: Patches) -> float:
-    """Return Otsu's level of decoded patches, of some thousand of them where there are more."""
-    return otsu_level(decoded[:: -(-len(decoded) // OTSU_ROWS)])
 
 
 def _fill_masks(

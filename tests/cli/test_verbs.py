@@ -91,6 +91,33 @@ def test_init_refuses_misuse(tmp_path: Path, small_sources: list[Path], capsys: 
     assert not Path(place).exists()
 
 
+def test_the_preset_paper_is_the_papers_choices(tmp_path: Path, small_sources: list[Path]) -> None:
+    words = ["init", str(tmp_path / "run"), str(small_sources[0]), "--preset", "paper"]
+    assert run_command([*words, "--set", "encoder.l1=0"]) == 0
+    config = Run.open(str(tmp_path / "run")).config
+    assert (config.pick.smooth_sigma_voxels, config.pick.sigma_voxels) == (2, 5)
+    assert (config.segment.mode, config.segment.class_of) == ("picks", "network")
+    assert (config.segmenter.background_share, config.encoder.invariant_weight) == (0, 0)
+    assert config.encoder.l1 == 0, "settings given besides count more"
+
+
+def test_the_preset_paper_leaves_picking_to_a_radius(tmp_path: Path, small_sources: list[Path]) -> None:
+    def pick(name: str, *settings: str, preset: str = "paper") -> tuple[float | None, ...]:
+        words = [word for setting in settings for word in ("--set", setting)]
+        place = str(tmp_path / name)
+        assert run_command(["init", place, str(small_sources[0]), "--preset", preset, *words]) == 0
+        asked = Run.open(place).config.pick
+        return asked.radius_angstrom, asked.smooth_sigma_voxels, asked.sigma_voxels
+
+    assert pick("new", "pick.radius_angstrom=97") == (97, None, None)
+    assert pick("new", "cluster.n_clusters=9") == (97, None, None), "also one that run.toml holds"
+    assert pick("new", "pick.radius_angstrom=none") == (None, 2, 5)
+    assert pick("new", "pick.radius_angstrom = 80") == (80, None, None)
+    place = [str(tmp_path / "both"), str(small_sources[0]), "--preset", "paper"]
+    both = ["--set", "pick.radius_angstrom=97", "--set", "pick.sigma_voxels=4"]
+    assert run_command(["init", *place, *both]) == 2
+
+
 # -- run and the verbs of single stages ---------------------------------------
 
 

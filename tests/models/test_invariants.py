@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
 
-from cryoscale.models.invariants import ShellInvariants
+from cryoscale.models.invariants import ShellInvariants, basis_bytes, invariant_count
 from cryoscale.simulate.shapes import particle_density
 
 
@@ -57,3 +59,46 @@ def test_non_cubic_and_even_boxes() -> None:
     even[8, 8, 8] = 1  # the particle's place: no shell sees a direction there
     directions = np.delete(of(even).reshape(-1, 5), 0, axis=1)
     assert np.abs(directions[1:]).max() < 1e-3
+
+
+def test_the_basis_is_harmonics_on_shells_column_by_column() -> None:
+    """Against scipy's harmonics, built whole: shells of norm 1, the orders of a degree side by side."""
+    from scipy.special import sph_harm_y
+
+    box = (8, 12, 10)
+    z, y, x = np.meshgrid(*[np.arange(n) - n // 2 for n in box], indexing="ij")
+    radius = np.sqrt(z * z + y * y + x * x)
+    theta, phi = np.arccos(z / np.maximum(radius, 1e-9)), np.arctan2(y, x)
+    columns = []
+    for at in (1.25, 2.75):
+        shell = np.exp(-0.5 * ((radius - at) / 0.8) ** 2)
+        shell /= np.linalg.norm(shell)
+        for degree in range(3):
+            for order in range(degree + 1):
+                wave = np.asarray(sph_harm_y(degree, order, theta, phi))
+                wave[radius == 0] *= degree == 0
+                parts = [wave.real] if order == 0 else [2**0.5 * wave.real, 2**0.5 * wave.imag]
+                columns += [(part * shell).ravel() for part in parts]
+    module = ShellInvariants(box, degrees=2)
+    np.testing.assert_allclose(module.basis_VB.numpy(), np.stack(columns, axis=1), atol=1e-6)
+    assert module.count == invariant_count(box, 2) == 6
+    assert basis_bytes(box, module.count, 2) == module.basis_VB.numel() * 4
+
+
+def test_building_takes_little_more_than_the_basis() -> None:
+    ShellInvariants((8, 8, 8))
+    tracemalloc.start()
+    try:
+        module = ShellInvariants((32, 32, 32))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert module.basis_VB.numel() * 4 <= peak < 1.3 * module.basis_VB.numel() * 4
+
+
+def test_shells_are_where_they_are_asked_for() -> None:
+    box = (16, 16, 16)
+    assert ShellInvariants(box, shell_voxels=3.0).count == invariant_count(box, shell_voxels=3.0) == 10
+    default, wide = ShellInvariants(box), ShellInvariants(box, width_voxels=1.2)
+    assert default.count == wide.count
+    assert not torch.allclose(default.basis_VB, wide.basis_VB)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
+from cryoscale.data.clusters import Selection
 from cryoscale.learn.losses import IGNORED, SegmentationLoss
 from cryoscale.ops.patches import cut
-from cryoscale.stages.train_segmenter import _fill_ignored, _fill_masks, _levels, _shift_masks
+from cryoscale.stages.masks import class_level
+from cryoscale.stages.train_segmenter import (
+    _facts,
+    _fill_ignored,
+    _fill_masks,
+    _levels,
+    _shift_masks,
+    _weakest_level,
+    _without_members,
+)
 
 
 def test_a_shifted_mask_still_lies_on_its_object() -> None:
@@ -47,8 +59,29 @@ def test_each_class_gets_otsu_of_its_own_members_unless_a_level_is_given() -> No
     levels = _levels(decoded, values, 3, None)
     assert -1 < levels[1] < -0.2
     assert -6 < levels[2] < -1.5
-    assert levels[[0, 3]].tolist() == [0, 0]  # nobody's level is asked for
+    assert levels[[0, 3]].tolist() == [0, 0]  # class 3 has no members, so there is nothing to cut
+    assert _weakest_level(levels, values) == max(levels[1:3]) < 0, "and its 0 must not say what is ignored"
     assert _levels(decoded, values, 2, -0.5).tolist() == [0, -0.5, -0.5]
+
+
+def test_otsu_never_gives_a_level_above_the_median() -> None:
+    bright = np.zeros((600, 4, 4, 4), np.float32)
+    bright[:, 1:3] = 3
+    assert class_level(bright, None) == -1e-3
+    assert class_level(bright, -2.0) == -2
+
+
+def test_a_class_without_members_is_named() -> None:
+    selection = Selection("", (("ribosome", (0,)), ("barrel", (1,)), ("ball", (2,))), ((0, 0, 0),) * 3)
+    assert _without_members(selection, np.array([3, 1, 3], np.int32)) == ["barrel"]
+    assert _without_members(selection, np.array([3, 1, 2], np.int32)) == []
+    card: dict[str, Any] = {
+        "weights_sha256": "w", "training": {"patches": 3}, "metrics": {"mask_level_sd": [-1, 0, -1]},
+        "classes": {"names": ["ribosome", "barrel", "ball"], "without_members": ["barrel"]},
+    }  # fmt: skip
+    assert "'barrel'" in _facts(card)["warning"]
+    del card["classes"]["without_members"]
+    assert "warning" not in _facts(card)
 
 
 def test_ignored_voxels_change_neither_loss_nor_accuracy() -> None:
