@@ -15,6 +15,10 @@ from cryoscale.data.tomogram import LabelVolume, Tomogram
 from cryoscale.geometry import Box
 
 COLORS = {"paper": "#999999", "code": "#56b4e9", "default": "#0072b2"}
+GROUP_COLORS = {
+    "ribosome": "#e69f00", "barrel": "#56b4e9", "ball": "#009e73", "membrane": "#cc79a7",
+    "no object": "#555555", "mixed": "#d55e00",
+}  # fmt: skip
 CLASS_COLORS = ["#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#0072b2"]
 
 
@@ -71,28 +75,26 @@ def _contacts(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, len(rows), figsize=(3.6 * len(rows), 3.4), sharey=True, squeeze=False)
-    names = sorted({cluster["class"] for row in rows for cluster in contact_rows(row)})
     for axis, row in zip(axes[0], rows, strict=True):
         place = 0
-        for name, color in zip(names, CLASS_COLORS, strict=False):
+        for name, color in GROUP_COLORS.items():
             mine = [c for c in contact_rows(row) if c["class"] == name]
-            for number, cluster in enumerate(sorted(mine, key=lambda c: c["log2_odds"] or 0.0)):
+            for cluster in sorted(mine, key=lambda c: c["log2_odds"] or 0.0):
                 low, value, high = (
                     float(np.clip(cluster[key] if cluster[key] is not None else end, -8, 8))
                     for key, end in (("low", -8), ("log2_odds", 0), ("high", 8))
                 )
                 axis.plot([place, place], [low, high], color=color, lw=1)
                 filled = color if cluster["verdict"] == "enriched" else "white"
-                axis.plot(
-                    place, value, "o", color=color, mfc=filled, ms=4, label=name if not number else None
-                )
+                axis.plot(place, value, "o", color=color, mfc=filled, ms=4)
                 place += 1
             place += 2
         axis.axhline(0, color="k", lw=0.5)
         axis.set(title=f"SNR {row['snr']:g}", xticks=[])
     axes[0, 0].set_ylabel("log2 odds of a pick near a membrane")
-    axes[0, 0].legend(fontsize=7)
-    figure.tight_layout()
+    dots = [plt.Line2D([], [], marker="o", ls="", color=c, label=n) for n, c in GROUP_COLORS.items()]
+    figure.legend(handles=dots, ncols=len(dots), loc="lower center", fontsize=8)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(path, dpi=110)
 
 

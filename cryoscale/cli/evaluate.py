@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -74,7 +74,9 @@ def evaluate_command(
     settings = Settings(radius_angstrom, seed, structures, most_particles, reach_angstrom)
     names = _tomograms(opened, run, tomograms)
     known_of = _known_of(opened, run, truth, structures=structures)
-    report = evaluate_run(opened, known_of, names, settings)
+    if folder:
+        _try_to_write(folder)
+    report = evaluate_run(opened, known_of, names, settings, read_density=_read_density)
     if as_json:
         click.echo(json.dumps(report, indent=1))
     else:
@@ -89,6 +91,31 @@ def evaluate_command(
 
         click.echo(write_scores(report, folder), err=as_json)
     return 1 if report["failed"] else 0
+
+
+def _try_to_write(place: str) -> None:
+    """Write and remove a file before the work is done; raises `ConfigurationError` where that cannot be."""
+    from cryoscale.data.folder import Folder
+    from cryoscale.errors import ConfigurationError
+
+    folder = Folder.of(place)
+    try:
+        folder.write_bytes(".scores-trial", b"")
+        folder.delete(".scores-trial")
+    except OSError as error:
+        raise ConfigurationError(
+            f"scores cannot be written to {place}: {error.strerror or error}.",
+            remedy="Give another folder with --to, or mend its permissions or space.",
+        ) from error
+
+
+def _read_density(place: str) -> tuple[Any, float]:
+    """Read the map of a density: array (Z, Y, X) and voxel size, Å."""
+    from pathlib import Path
+
+    from cryoscale.stages.densities import read_map
+
+    return read_map(Path(place))
 
 
 def _tomograms(opened: Run, place: str, wanted: tuple[str, ...]) -> list[str]:

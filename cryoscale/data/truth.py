@@ -5,18 +5,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cryoscale.config.simulate import file_stem
 from cryoscale.data.folder import Folder
 from cryoscale.data.tables import read_table, write_table
 from cryoscale.errors import StateError
 
 TRUTH_LABELS = "truth"
 """Name of the true label volume of a simulated tomogram."""
+
+
+def density_key(density: str) -> str:
+    """Return the name under which a run keeps a density: its file's, without endings and odd characters."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", file_stem(density))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Found positions against true ones: counts that add up over tomograms, and the scores made of them.
 
-Shape suffixes: N picks, K matched pairs, M true positions, 3 coordinates z, y, x (Å).
+Shape suffixes: R random draws, N picks, K matched pairs, M true positions, 3 coordinates z, y, x (Å).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ Bools = npt.NDArray[np.bool_]
 
 BEST = (100, 300, 1000, 3000)
 BETA = 4.0  # of the CZII challenge: recall counts four times as much as precision
+CHANCE = ("precision", "recall", "f1", "f_beta4")  # compared with random places
 CURVE_POINTS = 200  # points of a precision-recall curve that are kept for plots
 
 
@@ -93,8 +94,8 @@ class Detection:
         Whether a pick lies in the first half of its tomogram.
     n_first : int
         True positions in that half.
-    random : Pairs
-        As many picks at random places of the tomogram against the same truth.
+    random_R : tuple of Pairs
+        As many picks at random places of the tomogram against the same truth, several times.
     """
 
     pairs: Pairs
@@ -103,7 +104,7 @@ class Detection:
     hit_N: Bools
     first_N: Bools
     n_first: int
-    random: Pairs
+    random_R: tuple[Pairs, ...]
 
     @classmethod
     def together(cls, parts: Sequence[Detection]) -> Detection:
@@ -115,14 +116,15 @@ class Detection:
             np.concatenate([p.hit_N for p in parts]),
             np.concatenate([p.first_N for p in parts]),
             sum(p.n_first for p in parts),
-            Pairs.together([p.random for p in parts]),
+            tuple(map(Pairs.together, zip(*(p.random_R for p in parts), strict=True))),
         )
 
     def of_nothing(self) -> Detection:
         """Return the same picks against a class without positions."""
         none_N = np.zeros(len(self.score_N), np.bool_)
         nothing = Pairs(self.pairs.n_found, 0, np.empty(0))
-        return Detection(nothing, self.score_N, none_N, none_N, self.first_N, 0, nothing)
+        random_R = (nothing,) * len(self.random_R)
+        return Detection(nothing, self.score_N, none_N, none_N, self.first_N, 0, random_R)
 
     @property
     def curve(self) -> ThresholdCurve:
@@ -141,11 +143,13 @@ class Detection:
 
     def scores(self) -> dict[str, Any]:
         """Return plain values: those of all picks, of thresholds on the score, and of random places."""
-        random = self.random.scores()
+        draws = [random.scores() for random in self.random_R]
+        chance = {key: np.array([draw[key] for draw in draws]) for key in CHANCE}
         return {
             **self.pairs.scores(),
             **_threshold_scores(self.curve),
-            **{f"random_{key}": random[key] for key in ("precision", "recall", "f1", "f_beta4")},
+            **{f"random_{key}": float(values.mean()) for key, values in chance.items()},
+            **{f"random_{key}_sd": float(values.std()) for key, values in chance.items()},
         }
 
 
@@ -156,7 +160,7 @@ def detect(
     radius: float,
     *,
     middle_x: float,
-    random_N3: npt.ArrayLike,
+    random_RN3: npt.ArrayLike,
 ) -> Detection:
     """Match the picks of a tomogram with true positions.
 
@@ -170,8 +174,8 @@ def detect(
         Largest distance of a pair, Å.
     middle_x : float
         Where the first half of the tomogram ends, Å.
-    random_N3 : (N, 3) float
-        As many places drawn at random in the tomogram.
+    random_RN3 : (R, N, 3) float
+        As many places drawn at random in the tomogram, several times.
     """
     picks = np.asarray(picks_N3, np.float64).reshape(-1, 3)
     truth = np.asarray(truth_M3, np.float64).reshape(-1, 3)
@@ -187,7 +191,7 @@ def detect(
         hit_N,
         picks[:, 2] < middle_x,
         int((truth[:, 2] < middle_x).sum()),
-        Pairs.between(random_N3, truth, radius),
+        tuple(Pairs.between(random_N3, truth, radius) for random_N3 in np.asarray(random_RN3, np.float64)),
     )
 
 

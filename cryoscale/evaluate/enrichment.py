@@ -8,7 +8,6 @@ Shape suffixes: N picks, M points, G groups, S tomograms, B bins, R repeats, U u
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -269,6 +268,12 @@ class ShuffleNull:
     familywise_p_G: Floats
     discoveries_R: Ints
 
+    @property
+    def q_G(self) -> Floats:
+        """Benjamini-Hochberg over the groups, of `p_G`."""
+        q_G: Floats = stats.false_discovery_control(self.p_G)
+        return q_G
+
 
 def shuffled_enrichment(
     group_N: npt.ArrayLike,
@@ -321,68 +326,3 @@ def shuffled_enrichment(
         (1 + (p_RG.min(axis=1)[:, None] <= limit_G).sum(axis=0)) / (repeats + 1),
         (stats.false_discovery_control(p_RG, axis=1) < alpha).sum(axis=1),
     )
-
-
-@dataclass(frozen=True)
-class PlantedContact:
-    """Whether a contact that was planted was found, and found nowhere else.
-
-    Parameters
-    ----------
-    by_group : list of Enrichment
-        The groups (clusters) as found.
-    by_class : list of Enrichment
-        The same picks grouped by what they truly are: as good as any clustering could do.
-    holding : tuple
-        Groups that consist of contact classes to the stated share.
-    found, missed, elsewhere : tuple
-        Holding groups called enriched; holding groups not; enriched groups that do not hold.
-    """
-
-    by_group: list[Enrichment]
-    by_class: list[Enrichment]
-    holding: tuple[int | str, ...]
-    found: tuple[int | str, ...]
-    missed: tuple[int | str, ...]
-    elsewhere: tuple[int | str, ...]
-
-
-def planted_contact_test(
-    group_N: npt.ArrayLike,
-    class_N: npt.ArrayLike,
-    near_N: npt.ArrayLike,
-    contact_classes: Collection[int],
-    tomogram_N: npt.ArrayLike | None = None,
-    *,
-    least_share: float = 0.5,
-    alpha: float = 0.05,
-) -> PlantedContact:
-    """Test whether the groups that hold a planted contact are called enriched, and no others.
-
-    Parameters
-    ----------
-    group_N, near_N, tomogram_N, alpha
-        As in `group_enrichment`.
-    class_N : (N,) int
-        What each pick truly is, 0 for nothing (`classes_of_picks`). To tell copies of one structure at and
-        far from membranes apart, give them values of their own.
-    contact_classes : collection of int
-        Values that stand near by construction: particles placed at the membrane, and the membrane itself.
-    least_share : float
-        A group holds the contact if this share of its picks, or more, is of the contact classes.
-    """
-    classes, groups = np.asarray(class_N), np.asarray(group_N)
-    if classes.shape != groups.shape or not len(contact_classes) or not 0 < least_share <= 1:
-        raise ConfigurationError(
-            f"expected classes like the groups {groups.shape}, got {classes.shape}, {len(contact_classes)} "
-            f"contact classes, and a share in (0, 1], got {least_share}."
-        )
-    by_group = group_enrichment(groups, near_N, tomogram_N, alpha=alpha)
-    contact_N = np.isin(classes, list(contact_classes))
-    holding = {row.group for row in by_group if contact_N[groups == row.group].mean() >= least_share}
-    enriched = {row.group for row in by_group if row.verdict == "enriched"}
-    parts = (
-        tuple(row.group for row in by_group if row.group in chosen)
-        for chosen in (holding, holding & enriched, holding - enriched, enriched - holding)
-    )
-    return PlantedContact(by_group, group_enrichment(classes, near_N, tomogram_N, alpha=alpha), *parts)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from cryoscale.data.rows import Picks, read_assignments, read_picks
+from cryoscale.data.rows import Picks, read_picks
 from cryoscale.data.run import Run
 from cryoscale.data.tables import read_table
 from cryoscale.data.tomogram import LabelVolume, Tomogram
@@ -20,7 +20,10 @@ from cryoscale.evaluate.contacts import Contacts, contacts_of
 from cryoscale.evaluate.detection import Detection, Pairs, detect
 from cryoscale.evaluate.known import Known, known_of_run, true_labels
 from cryoscale.evaluate.labels import LabelCounts, count_labels
+from cryoscale.evaluate.matching import match_points
 from cryoscale.evaluate.picks import classes_of_picks
+from cryoscale.evaluate.places import Places, places_for_picks
+from cryoscale.evaluate.stale import Stale, finished_units
 from cryoscale.evaluate.structure_scores import MOST_PARTICLES, Found, box_voxels, found_particles
 
 Floats = npt.NDArray[np.float64]
@@ -28,6 +31,7 @@ Ints = npt.NDArray[np.int64]
 KnownOf = Callable[[str, Tomogram], Known]
 
 DEFAULT_RADIUS_VOXELS = 3.0  # of level 0
+PLANTED = ("at", "near")  # placements of particles that stand at membranes by construction
 ALL, NO_PARTICLE = "all particles", "no particle"
 
 
@@ -132,6 +136,16 @@ class Evidence:
     labels: LabelCounts | None = None
     found: dict[str, Found] = field(default_factory=dict)
     contacts: Contacts | None = None
+    left_out: tuple[str, ...] = ()
+
+
+def know(run: Run, tomogram: str, known_of: KnownOf | None) -> Known:
+    """Return what is known of a tomogram; None asks for the run's own truth."""
+    opened = Tomogram(run.tomogram(tomogram))
+    if known_of is not None:
+        return known_of(tomogram, opened)
+    level = opened.facts.levels[0]
+    return known_of_run(run, tomogram, level.shape, level.voxel_size_angstrom)
 
 
 def collect(run: Run, tomogram: str, known_of: KnownOf | None, settings: Settings) -> Evidence:
@@ -150,13 +164,17 @@ def collect(run: Run, tomogram: str, known_of: KnownOf | None, settings: Setting
     opened = Tomogram(run.tomogram(tomogram))
     level = opened.facts.levels[0]
     radius = settings.radius_for(level.voxel_size_angstrom)
-    if known_of is None:
-        known = known_of_run(run, tomogram, level.shape, level.voxel_size_angstrom)
-    else:
-        known = known_of(tomogram, opened)
+    known = know(run, tomogram, known_of)
     picks = read_picks(run.picks, tomogram)
-    every, by_class = _detections(picks, known, radius, level.to_angstrom(np.array(level.shape)), settings)
-    ids_N = _cluster_ids(run, tomogram, len(picks))
+    if radius > level.voxel_size_angstrom * max(level.shape) / 2:
+        raise ConfigurationError(
+            f"a radius of {radius:g} Å is more than half of '{tomogram}', {tuple(level.shape)} voxels of "
+            f"{level.voxel_size_angstrom:g} Å: every pick would match.",
+            remedy="Give a smaller --radius, about that of the particles.",
+        )
+    every, by_class = _detections(picks, known, radius, places_for_picks(run, tomogram, settings.seed))
+    stale = Stale(run, tomogram, finished_units(run))
+    ids_N = stale.cluster_ids(len(picks))
     class_N = classes_of_picks(picks.positions_N3, known.positions_M3, known.class_M, radius)
     found: dict[str, Found] = {}
     if settings.structures and known.truth is not None:
@@ -171,14 +189,22 @@ def collect(run: Run, tomogram: str, known_of: KnownOf | None, settings: Setting
         by_class=by_class,
         class_N=class_N,
         ids_N=ids_N,
-        named=_named(run, tomogram, picks, ids_N, known, radius),
-        labels=_label_counts(run, tomogram),
+        named=_named(run, tomogram, picks, ids_N, known, radius, stale),
+        labels=_label_counts(run, tomogram, stale),
         found=found,
         contacts=None
         if ids_N is None
         else contacts_of(
-            run, tomogram, picks.positions_N3, ids_N, _words(class_N, known), settings.reach_angstrom
+            run,
+            tomogram,
+            picks.positions_N3,
+            ids_N,
+            _words(class_N, known),
+            settings.reach_angstrom,
+            nothing=NO_PARTICLE,
+            planted_N=_planted(picks, known, radius),
         ),
+        left_out=tuple(stale.left_out),
     )
 
 
@@ -187,16 +213,26 @@ def _words(class_N: Ints, known: Known) -> npt.NDArray[np.str_]:
     return np.array([NO_PARTICLE, *known.particle_classes])[class_N]
 
 
+def _planted(picks: Picks, known: Known, radius: float) -> npt.NDArray[np.bool_] | None:
+    """Return which picks are matched with particles that were placed at or near a membrane."""
+    if known.truth is None:
+        return None
+    match = match_points(picks.positions_N3, known.positions_M3, radius)
+    planted_N = np.zeros(len(picks), np.bool_)
+    planted_N[match.pick_K] = np.isin(known.truth.placement_N[match.truth_K], PLANTED)
+    return planted_N
+
+
 def _detections(
-    picks: Picks, known: Known, radius: float, extent_3: Floats, settings: Settings
+    picks: Picks, known: Known, radius: float, places: Places
 ) -> tuple[Detection, dict[str, Detection]]:
     """Match the picks with all particles, and with those of each class."""
-    random_N3 = np.random.default_rng(settings.seed).uniform(0, extent_3, (len(picks), 3))
+    random_RN3 = places.draw(len(picks))
     last = np.concatenate([picks.positions_N3[:, 2], known.positions_M3[:, 2], [0.0]]).max()
 
     def one(true_M3: Floats) -> Detection:
         return detect(
-            picks.positions_N3, picks.scores_N, true_M3, radius, middle_x=last / 2, random_N3=random_N3
+            picks.positions_N3, picks.scores_N, true_M3, radius, middle_x=last / 2, random_RN3=random_RN3
         )
 
     by_class = {name: one(known.positions_M3[known.of_class(name)]) for name in known.particle_classes}
@@ -209,16 +245,8 @@ def n_clusters_of(run: Run) -> int:
     return int(run.clusters.card["n_clusters"]) if run.clusters.exists else 0
 
 
-def _cluster_ids(run: Run, tomogram: str, n_picks: int) -> Ints | None:
-    """Read the clusters of the picks; None where there are none, or they are of other picks."""
-    if not run.clusters.exists or not run.assignments.exists(f"{tomogram}.parquet"):
-        return None
-    ids_N = read_assignments(run.assignments, tomogram)[0].astype(np.int64)
-    return ids_N if len(ids_N) == n_picks else None
-
-
 def _named(
-    run: Run, tomogram: str, picks: Picks, ids_N: Ints | None, known: Known, radius: float
+    run: Run, tomogram: str, picks: Picks, ids_N: Ints | None, known: Known, radius: float, stale: Stale
 ) -> dict[str, dict[str, Named]]:
     """Match the picks of selected classes, and the objects, class by class."""
     found: dict[str, dict[str, Floats]] = {}
@@ -230,7 +258,7 @@ def _named(
             name: picks.positions_N3[value_N == value]
             for value, name in enumerate(selection.class_names, start=1)
         }
-    if run.instances.exists(f"{tomogram}.parquet"):
+    if run.instances.exists(f"{tomogram}.parquet") and not stale.instances():
         table = read_table(run.instances, f"{tomogram}.parquet")
         found_N3 = np.stack([table["z"], table["y"], table["x"]], axis=1).reshape(-1, 3)
         classes = table["class_name"].astype(str)
@@ -245,12 +273,11 @@ def against_truth(found: dict[str, Floats], known: Known, radius: float) -> dict
     unless no name is shared and there is one true class: then the truth names no classes.
     """
     rows: dict[str, Named] = {}
-    others = known.truth.class_names[1:] if known.truth is not None else ()
     for name, found_N3 in found.items():
         if name in known.particle_classes:
             true_M3 = known.positions_M3[known.of_class(name)]
             rows[name] = Named(name, Pairs.between(found_N3, true_M3, radius))
-        elif name in others:
+        elif name in known.others:
             rows[name] = Named(None, Pairs(len(found_N3), 0, np.empty(0)))
         else:
             rows[name] = Named(ALL, Pairs.between(found_N3, known.positions_M3, radius))
@@ -260,7 +287,7 @@ def against_truth(found: dict[str, Floats], known: Known, radius: float) -> dict
     return rows
 
 
-def _label_counts(run: Run, tomogram: str) -> LabelCounts | None:
+def _label_counts(run: Run, tomogram: str, stale: Stale) -> LabelCounts | None:
     """Count labels where there are both a finished label volume and a true one."""
     truth = true_labels(run, tomogram)
     if truth is None:
@@ -270,7 +297,7 @@ def _label_counts(run: Run, tomogram: str) -> LabelCounts | None:
         _ = found.facts
     except StateError:  # not segmented, or not yet
         return None
-    return count_labels(found, truth)
+    return None if stale.labels() else count_labels(found, truth)
 
 
 def together(parts: Sequence[Evidence]) -> Evidence:
@@ -302,14 +329,18 @@ def together(parts: Sequence[Evidence]) -> Evidence:
         class_N=np.concatenate([np.array([names.index(n) for n in p.class_names])[p.class_N] for p in parts]),
         ids_N=np.concatenate(ids) if len(ids) == len(parts) else None,
         named=named,
+        left_out=tuple(what for part in parts for what in part.left_out),
     )
 
 
 def _joined(rows: Sequence[dict[str, Named]]) -> dict[str, Named]:
-    """Add the pairs of named classes over tomograms."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    joined = {}
-    for name in names:
-        same = [row[name] for row in rows if name in row]
-        joined[name] = Named(same[0].against, Pairs.together([n.pairs for n in same]))
+    """Add the pairs of named classes over tomograms; what was matched with different things stays apart."""
+    same: dict[tuple[str, str | None], list[Pairs]] = {}
+    for row in rows:
+        for name, named in row.items():
+            same.setdefault((name, named.against), []).append(named.pairs)
+    joined: dict[str, Named] = {}
+    for (name, against), pairs in same.items():
+        key = name if name not in joined else f"{name} ({against or 'no positions'})"
+        joined[key] = Named(against, Pairs.together(pairs))
     return joined

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,12 +32,15 @@ class Known:
         "background" first, then the classes of particles; others (membranes) are not listed.
     truth : Truth or None
         All that a simulation knows.
+    others : tuple of str
+        Classes that are known, but have no positions.
     """
 
     positions_M3: npt.NDArray[np.float64]
     class_M: npt.NDArray[np.int64]
     class_names: tuple[str, ...]
     truth: Truth | None = None
+    others: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.positions_M3)
@@ -93,7 +97,21 @@ def known_from_truth(truth: Truth) -> Known:
             f"the truth holds classes {values.min()} to {values.max()}; its classes of particles are 1 to "
             f"{len(names) - 1}."
         )
-    return Known(truth.positions_N3, values, names, truth)
+    return Known(truth.positions_N3, values, names, truth, tuple(truth.class_names[len(names) :]))
+
+
+def with_all_classes(known: Mapping[str, Known]) -> dict[str, Known]:
+    """Give all tomograms the classes of all of them: one that a tomogram lacks has no positions there.
+
+    Otherwise what was found of it would be matched with another class in one tomogram than in the next.
+    """
+    named = [k for k in known.values() if len(k) or k.particle_classes != (UNNAMED,)] or list(known.values())
+    names = tuple(dict.fromkeys(name for k in named for name in k.class_names))
+    others = tuple(dict.fromkeys(name for k in named for name in k.others if name not in names))
+    return {
+        tomogram: replace(k, class_M=k.as_classes(names), class_names=names, others=others)
+        for tomogram, k in known.items()
+    }
 
 
 def known_of_run(run: Run, tomogram: str, shape: Zyx, voxel_size_angstrom: float) -> Known:

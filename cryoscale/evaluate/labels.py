@@ -105,14 +105,16 @@ def segmentation_scores(parts: Sequence[LabelCounts]) -> dict[str, Any]:
     Parameters
     ----------
     parts : sequence of LabelCounts
-        One per tomogram: the samples of `mean_iou_by_sample`.
+        One per tomogram.
 
     Returns
     -------
     scores : dict
-        `pixel_accuracy`; `mean_iou` (pooled) and `mean_iou_by_sample` over background and the true classes,
-        whether or not they were found; `mean_iou_shared` over background and the classes with a name on both
-        sides; the same by chance, as `random_…`; `by_class`: voxels, IoU and Dice of each class, found ones
+        `pixel_accuracy`; `mean_iou` (of all voxels together) over background and the true classes, whether or
+        not they were found; `mean_iou_by_sample`, taken in each sample first: a sample is a tomogram here
+        (`sample`, `samples`), so of one it is `mean_iou`; papers take subtomograms; `mean_iou_shared`
+        over background and the classes with a name on both sides; the same by chance, as
+        `random_…`; `by_class`: voxels, IoU and Dice of each class, found ones
         without a true namesake too (0 by definition; `truth` says that there are none); `unmatched`: names
         that only one side has; `confusion`: names and counts.
     """
@@ -128,6 +130,7 @@ def segmentation_scores(parts: Sequence[LabelCounts]) -> dict[str, Any]:
     shared = [row for row in true_rows if names[row] in found_names]
     return {
         "pixel_accuracy": pooled.pixel_accuracy, "random_pixel_accuracy": chance.pixel_accuracy,
+        "sample": "tomogram", "samples": len(parts),
         "mean_iou_by_sample": _plain(mean_iou_by_sample(matrices, true_rows)),
         "random_mean_iou_by_sample": _plain(mean_iou_by_sample(chances, true_rows)),
         "mean_iou": _mean(pooled.iou_C[true_rows]), "random_mean_iou": _mean(chance.iou_C[true_rows]),

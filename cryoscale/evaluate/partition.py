@@ -138,30 +138,37 @@ def class_scores(
     -------
     scores : dict
         `split_half_f1`: chosen on one half of each tomogram in x and scored on the other, both ways; beside
-        it the same for a threshold on the score and for shuffled clusters. `best_fifth_of_clusters_f1` and
-        `best_fifth_random_f1`: at most a fifth of the clusters, with the truth in hand. `curve`: see
+        it the same for a threshold on the score and for shuffled clusters (mean and `_sd` of `repeats`
+        shuffles). `best_fifth_of_clusters_f1` and `best_fifth_random_f1`, with its `_sd`: at most
+        a fifth of the clusters, with the truth in hand. `curve`: see
         `selection_curve`.
     """
     match_N, halves = detection.match_N, detection.halves
     chosen = split_half_selection(ids_N, match_N, detection.first_N, halves, n_clusters)
     threshold = split_half_threshold(detection.score_N, match_N, detection.first_N, halves)
-    shuffled = np.random.default_rng(seed).permutation(ids_N)
-    chance = split_half_selection(shuffled, match_N, detection.first_N, halves, n_clusters)
+    rng = np.random.default_rng(seed)
+    chance_R = np.array([
+        split_half_selection(rng.permutation(ids_N), match_N, detection.first_N, halves, n_clusters).mean
+        for _ in range(repeats)
+    ])  # fmt: skip
     curve = selection_curve(ids_N, match_N, detection.pairs.n_truth, n_clusters, repeats=repeats, seed=seed)
     fifth = _at(curve, fifth_of(n_clusters))
     return {
         "truth": detection.pairs.n_truth,
         "split_half_f1": chosen.mean, "split_half_threshold_f1": threshold.mean,
-        "split_half_random_f1": chance.mean,
+        "split_half_random_f1": float(chance_R.mean()), "split_half_random_f1_sd": float(chance_R.std()),
         "best_fifth_of_clusters_f1": fifth[0], "best_fifth_random_f1": fifth[1],
+        "best_fifth_random_f1_sd": fifth[2],
         "curve": curve,
     }  # fmt: skip
 
 
-def _at(curve: Mapping[str, list[float]], most: int) -> tuple[float, float]:
-    """Return F1 and that of random clusters for the largest n of a curve that is at most `most`."""
+def _at(curve: Mapping[str, list[float]], most: int) -> tuple[float, float, float]:
+    """Return F1, and mean and sd of random clusters, for the largest n of a curve that is at most `most`."""
     rows = [row for row, n in enumerate(curve["n"]) if n <= most]
-    return (curve["f1"][rows[-1]], curve["random"][rows[-1]]) if rows else (0.0, 0.0)
+    if not rows:
+        return 0.0, 0.0, 0.0
+    return curve["f1"][rows[-1]], curve["random"][rows[-1]], curve["random_sd"][rows[-1]]
 
 
 def cluster_table(ids_N: Ints, class_N: Ints, n_classes: int) -> dict[str, Any]:

@@ -5,12 +5,13 @@ Per tomogram and pooled: counts are added before scores are made of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy.typing as npt
 
 from cryoscale.data.run import Run
+from cryoscale.data.truth import read_truth
 from cryoscale.errors import CryoscaleError, SurroundingsError
 from cryoscale.evaluate.contacts import contact_scores
 from cryoscale.evaluate.evidence import (
@@ -20,17 +21,25 @@ from cryoscale.evaluate.evidence import (
     Named,
     Settings,
     collect,
+    know,
     n_clusters_of,
     together,
 )
-from cryoscale.evaluate.known import Known, known_from_positions
+from cryoscale.evaluate.known import Known, known_from_positions, with_all_classes
 from cryoscale.evaluate.labels import segmentation_scores
 from cryoscale.evaluate.partition import agreement, class_scores, cluster_table
-from cryoscale.evaluate.structure_scores import structure_scores
+from cryoscale.evaluate.structure_scores import ReadDensity, density_of_class, structure_scores
+
+Made = TypeVar("Made")
 
 
 def evaluate_run(
-    run: Run, known_of: KnownOf | None, tomograms: Sequence[str], settings: Settings | None = None
+    run: Run,
+    known_of: KnownOf | None,
+    tomograms: Sequence[str],
+    settings: Settings | None = None,
+    *,
+    read_density: ReadDensity | None = None,
 ) -> dict[str, Any]:
     """Score tomograms of a run one by one and together.
 
@@ -44,6 +53,9 @@ def evaluate_run(
         Which; they have picks.
     settings : Settings, optional
         How.
+    read_density : callable, optional
+        Path of a map (MRC) to its values (Z, Y, X) and voxel size, Å: averages are then compared with the
+        densities that a simulated run keeps.
 
     Returns
     -------
@@ -57,21 +69,29 @@ def evaluate_run(
         The first one met, when nothing could be scored; and a `SurroundingsError` at once.
     """
     settings = settings or Settings()
-    parts: list[Evidence] = []
     failed: dict[str, str] = {}
-    first: CryoscaleError | None = None
-    for name in tomograms:
-        try:
-            parts.append(collect(run, name, known_of, settings))
-        except SurroundingsError:
-            raise
-        except CryoscaleError as error:
-            first = first or error
-            failed[name] = str(error)
-    if first is not None and not parts:
-        raise first
-    scored = [score(run, [part], settings) for part in parts]
-    pooled = scored[0] if len(parts) == 1 else score(run, parts, settings)
+    errors: list[CryoscaleError] = []
+
+    def each(names: Iterable[str], make: Callable[[str], Made]) -> dict[str, Made]:
+        """Do one thing for each tomogram; those that fail are named."""
+        made = {}
+        for name in names:
+            try:
+                made[name] = make(name)
+            except SurroundingsError:
+                raise
+            except CryoscaleError as error:
+                errors.append(error)
+                failed[name] = str(error)
+        return made
+
+    known = with_all_classes(each(tomograms, lambda name: know(run, name, known_of)))
+    collected = each(known, lambda name: collect(run, name, lambda *_: known[name], settings))
+    parts = list(collected.values())
+    if errors and not parts:
+        raise errors[0]
+    scored = [score(run, [part], settings, read_density) for part in parts]
+    pooled = scored[0] if len(parts) == 1 else score(run, parts, settings, read_density)
     return {"run": run.folder.url, "tomograms": scored, "pooled": pooled, "failed": failed}
 
 
@@ -90,14 +110,17 @@ def evaluate_tomogram(
     return score(run, [collect(run, tomogram, lambda *_: known, settings)], settings)
 
 
-def score(run: Run, parts: Sequence[Evidence], settings: Settings) -> dict[str, Any]:
+def score(
+    run: Run, parts: Sequence[Evidence], settings: Settings, read_density: ReadDensity | None = None
+) -> dict[str, Any]:
     """Make scores of what was counted in one or several tomograms.
 
     Returns
     -------
     scores : dict
         Plain values: `tomogram`, `radius_angstrom`, `truth` (number of positions), `picks`; and where there
-        are such `clusters`, `selection`, `instances`, `segmentation`, `structures`; see
+        are such `left_out` (what is of an earlier state of the run, and is not scored),
+        `clusters`, `selection`, `instances`, `segmentation`, `structures`; see
         docs/commands.md.
     """
     all_of_them = together(parts)
@@ -111,6 +134,8 @@ def score(run: Run, parts: Sequence[Evidence], settings: Settings) -> dict[str, 
             "by_class": {name: found.scores() for name, found in all_of_them.by_class.items()},
         },
     }
+    if all_of_them.left_out:
+        scores["left_out"] = list(all_of_them.left_out)
     if several:
         scores["pooled_over"] = list(all_of_them.tomograms)
     clustered = [part for part in parts if part.ids_N is not None]
@@ -124,7 +149,7 @@ def score(run: Run, parts: Sequence[Evidence], settings: Settings) -> dict[str, 
     if labelled:
         scores["segmentation"] = segmentation_scores(labelled)
     if settings.structures:
-        scores["structures"] = _structures(run, parts, settings)
+        scores["structures"] = _structures(run, parts, settings, read_density)
     return scores
 
 
@@ -170,15 +195,16 @@ def named_scores(rows: dict[str, Named]) -> dict[str, Any]:
     }
 
 
-def _structures(run: Run, parts: Sequence[Evidence], settings: Settings) -> dict[str, Any]:
+def _structures(
+    run: Run, parts: Sequence[Evidence], settings: Settings, read_density: ReadDensity | None
+) -> dict[str, Any]:
     """Average the found particles of each class over the tomograms."""
-    names = dict.fromkeys(name for part in parts for name in part.found)
-    return {
-        name: structure_scores(
-            run,
-            [part.found[name] for part in parts if name in part.found],
-            most=settings.most_particles,
-            seed=settings.seed,
-        )
-        for name in names
-    }
+    scores = {}
+    for name in dict.fromkeys(name for part in parts for name in part.found):
+        found = [part.found[name] for part in parts if name in part.found]
+        density = None
+        if read_density is not None:
+            truths = [read_truth(run.truth, part.tomogram) for part in found]
+            density = density_of_class(run, truths, name, read_density)
+        scores[name] = structure_scores(run, found, density, most=settings.most_particles, seed=settings.seed)
+    return scores

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cryoscale.data.pyramid import Level, Pyramid
+from cryoscale.data.pyramid import Level
 from cryoscale.data.run import Run
 from cryoscale.data.tomogram import Tomogram
+from cryoscale.data.truth import Truth, density_key
 from cryoscale.evaluate.known import Known
 from cryoscale.evaluate.matching import match_points
 from cryoscale.geometry import Box
@@ -25,10 +26,64 @@ if TYPE_CHECKING:
     from cryoscale.evaluate.averages import ParticleAverage
 
 ReadBox = Callable[[Box], npt.NDArray[Any]]
+ReadDensity = Callable[[str], tuple[npt.NDArray[Any], float]]
 
 LARGEST_BOX = 64  # voxels; averages are made at level 0
 LEAST_PARTICLES = 8  # in all: fewer have halves that say nothing
 MOST_PARTICLES = 500
+EDGE_VOXELS = 3.0  # of the soft mask
+SAME_SIZE = 0.01  # by which the voxels of a density may differ from those of a tomogram
+
+
+@dataclass(frozen=True)
+class TrueDensity:
+    """The density that a class is made of, objects positive, its origin at the middle voxel, side // 2.
+
+    Parameters
+    ----------
+    name : str
+        Under which the run keeps it.
+    volume_ZYX : (Z, Y, X) float
+        In the particle's frame.
+    voxel_size_angstrom, radius_angstrom : float
+        Of the voxels, and of the ball that holds the particle.
+    """
+
+    name: str
+    volume_ZYX: npt.NDArray[Any]
+    voxel_size_angstrom: float
+    radius_angstrom: float
+
+
+def density_of_class(
+    run: Run, truths: Sequence[Truth], class_name: str, read: ReadDensity
+) -> TrueDensity | None:
+    """Return the density of a class; None where it was not kept, or the class is made of several.
+
+    Parameters
+    ----------
+    truths : sequence of Truth
+        Of all tomograms in question.
+    read : callable
+        Path of a map to its values (Z, Y, X) and voxel size, Å.
+    """
+    keys: set[str] = set()
+    for truth in truths:
+        entries = np.repeat(
+            np.array(truth.notes.get("densities", []), dtype=str), truth.notes.get("entry_counts", [])
+        )
+        if class_name not in truth.class_names or len(entries) != len(truth):
+            return None
+        keys |= {density_key(density) for density in np.unique(entries[truth.of_class(class_name)]).tolist()}
+    if len(keys) != 1:
+        return None
+    (key,) = keys
+    folder = run.densities
+    if not (folder.exists("densities.toml") and folder.exists(f"{key}.mrc")):
+        return None
+    radius = float(folder.read_toml("densities.toml")[key]["radius_angstrom"])
+    volume_ZYX, voxel_size = read(folder.path(f"{key}.mrc"))
+    return TrueDensity(key, volume_ZYX, voxel_size, radius)
 
 
 @dataclass(frozen=True)
@@ -87,6 +142,7 @@ def box_voxels(run: Run, level: int) -> int:
 def structure_scores(
     run: Run,
     found: Sequence[Found],
+    density: TrueDensity | None = None,
     *,
     most: int = MOST_PARTICLES,
     seed: int = 0,
@@ -96,19 +152,22 @@ def structure_scores(
     Parameters
     ----------
     run : Run
-        Noise-free scenes, `scenes/<tomogram>.zarr`, are the truth where all tomograms have one.
+        Of a simulation.
     found : sequence of Found
         One per tomogram.
+    density : TrueDensity, optional
+        What the class is made of, with the voxels of level 0; one with others is not compared.
     most : int
         Largest number of particles, drawn by the seed.
 
     Returns
     -------
     scores : dict
-        `particles`, `box_voxels`, `voxel_size_angstrom`, `half_fsc_0.143_angstrom`, `half_fsc` (frequency,
-        correlation), and with scenes `fsc_0.5_angstrom`, `fsc_0.143_angstrom` and `fsc`: against the average
-        of the same particles without noise, contrast transfer or wedge. Frequencies that the tilt range does
-        not measure are left out. Resolutions that are not reached are None.
+        `particles`, `box_voxels`, `voxel_size_angstrom`, `mask_radius_angstrom`, `half_fsc_0.143_angstrom`,
+        `half_fsc` (frequency, correlation), and with a density `density`, `fsc_0.5_angstrom`,
+        `fsc_0.143_angstrom` and `fsc`, against it. `random_…`: the same when the particles' turns are
+        shuffled among them. Frequencies that the tilt range does not measure are left out; the contrast
+        transfer function is in the tomogram and in the average. Resolutions that are not reached are None.
     """
     from cryoscale.evaluate.structures import soft_spherical_mask
 
@@ -116,24 +175,31 @@ def structure_scores(
     if len(chosen.index_N3) < LEAST_PARTICLES:
         return {"particles": len(chosen.index_N3)}
     tomograms = [Tomogram(run.tomogram(part.tomogram)) for part in found]
-    scenes = [scene_of(run, part.tomogram) for part in found]
     size, box = tomograms[0].facts.levels[0].voxel_size_angstrom, chosen.box
-    mask = soft_spherical_mask((box, box, box), max(1.0, box / 2 - 4), edge_voxels=3.0)
+    if density is not None and abs(density.voxel_size_angstrom / size - 1) > SAME_SIZE:
+        density = None
+    radius = max(1.0, box / 2 - EDGE_VOXELS - 1)
+    if density is not None:
+        radius = min(radius, density.radius_angstrom / size)
+    mask = soft_spherical_mask((box, box, box), radius, edge_voxels=EDGE_VOXELS)
     readers = [functools.partial(tomogram.read_canonical, 0) for tomogram in tomograms]
-    mean = chosen.average(readers, seed=seed, dark=True, tilts_degrees=tilts_of(run))
     scores: dict[str, Any] = {
         "particles": len(chosen.index_N3), "box_voxels": box, "voxel_size_angstrom": size,
+        "mask_radius_angstrom": float(radius * size), **({"density": density.name} if density else {}),
     }  # fmt: skip
-    halves = mean.half_correlation(size, mask=mask)
-    scores |= {"half_fsc_0.143_angstrom": _plain(halves.at_0143), "half_fsc": _curve(halves)}
-    readers = [functools.partial(scene.read, 0) for scene in scenes if scene is not None]
-    if len(readers) == len(found):
-        truth = chosen.average(readers, seed=seed).average_ZYX
-        against = mean.correlation_with(truth, size, mask=mask)
+    for prefix, particles in (("", chosen), ("random_", chosen.shuffled(seed))):
+        mean = particles.average(readers, seed=seed, dark=True, tilts_degrees=tilts_of(run))
+        halves = mean.half_correlation(size, mask=mask)
         scores |= {
-            "fsc_0.5_angstrom": _plain(against.at_half), "fsc_0.143_angstrom": _plain(against.at_0143),
-            "fsc": _curve(against),
+            f"{prefix}half_fsc_0.143_angstrom": _plain(halves.at_0143), f"{prefix}half_fsc": _curve(halves),
         }  # fmt: skip
+        if density is not None:
+            against = mean.correlation_with(density.volume_ZYX, size, mask=mask)
+            scores |= {
+                f"{prefix}fsc_0.5_angstrom": _plain(against.at_half),
+                f"{prefix}fsc_0.143_angstrom": _plain(against.at_0143),
+                f"{prefix}fsc": _curve(against),
+            }
     return scores
 
 
@@ -160,6 +226,11 @@ class _Chosen:
             np.concatenate([part.quaternion_N4 for part in found])[kept],
         )
 
+    def shuffled(self, seed: int) -> _Chosen:
+        """Give each particle the turn of another: an alignment that knows nothing."""
+        order = np.random.default_rng(seed).permutation(len(self.quaternion_N4))
+        return replace(self, quaternion_N4=self.quaternion_N4[order])
+
     def average(self, readers: Sequence[ReadBox], *, seed: int, **options: Any) -> ParticleAverage:
         """Average the boxes that the readers of the tomograms give."""
         from cryoscale.evaluate.averages import average_particles
@@ -171,12 +242,6 @@ class _Chosen:
             return patch
 
         return average_particles(read, self.quaternion_N4, self.offsets_N3, seed=seed, **options)
-
-
-def scene_of(run: Run, tomogram: str) -> Pyramid | None:
-    """Return the noise-free scene of a tomogram, objects positive; None where it was not kept."""
-    folder = run.scene(tomogram).child("signal")
-    return Pyramid(folder) if folder.exists("0/zarr.json") else None
 
 
 def tilts_of(run: Run) -> tuple[float, float] | None:

@@ -47,7 +47,7 @@ class ShellCorrelation:
     voxel_size_angstrom: float
 
     def resolution(self, threshold: float = 0.5) -> float:
-        """Return where the correlation first falls below a threshold, Å.
+        """Return where the correlation falls below a threshold, Å.
 
         Parameters
         ----------
@@ -58,20 +58,22 @@ class ShellCorrelation:
         Returns
         -------
         resolution : float
-            By linear interpolation over frequency between the first shell below and the one before. Two
-            voxels (Nyquist) if it never falls below, inf if the first shell is below already, NaN if no
-            shell has a value. Shells without a value are passed over.
+            By linear interpolation over frequency between the first shell below, after the first one that is
+            not, and the one before: a contrast transfer that was not corrected leaves little in the lowest
+            shells. Two voxels (Nyquist) if it never falls below after that, inf if all shells are below, NaN
+            if no shell has a value. Shells without a value are passed over.
         """
         valid = np.isfinite(self.correlation_K)
         frequency, correlation = self.frequency_K[valid], self.correlation_K[valid]
         if not len(correlation):
             return math.nan
-        below = np.flatnonzero(correlation < threshold)
+        reached = np.flatnonzero(correlation >= threshold)
+        if not len(reached):
+            return math.inf
+        below = np.flatnonzero(correlation[reached[0] :] < threshold)
         if not len(below):
             return 2 * self.voxel_size_angstrom
-        k = int(below[0])
-        if k == 0:
-            return math.inf
+        k = int(reached[0] + below[0])
         part = (correlation[k - 1] - threshold) / (correlation[k - 1] - correlation[k])
         return float(1 / (frequency[k - 1] + part * (frequency[k] - frequency[k - 1])))
 

@@ -27,15 +27,25 @@ LABELS = {
     "truth": "truth", "found": "found", "iou": "IoU", "random_iou": "random", "dice": "Dice",
     "random_dice": "random",
 }  # fmt: skip
+WHOLE = {"value": "value", "random": "random"}
 STRUCTURES = {
     "particles": "particles", "fsc_0.5_angstrom": "FSC 0.5, Å", "fsc_0.143_angstrom": "FSC 0.143, Å",
-    "half_fsc_0.143_angstrom": "halves 0.143, Å",
+    "half_fsc_0.143_angstrom": "halves 0.143, Å", "random_fsc_0.5_angstrom": "random 0.5",
+    "random_fsc_0.143_angstrom": "random 0.143", "random_half_fsc_0.143_angstrom": "random halves",
 }  # fmt: skip
 MEMBRANE = {
     "picks": "picks", "share_near": "near", "share_near_others": "others near", "log2_odds": "log2 odds",
-    "low": "from", "high": "to", "q": "q", "p_shift": "p shift", "verdict": "verdict",
+    "low": "from", "high": "to", "q": "q", "q_shift": "q shift", "majority": "mostly", "verdict": "verdict",
 }  # fmt: skip
-NESTED = ("curve", "table", "confusion", "half_fsc", "fsc")  # nested arrays: for plots, not for tables
+NESTED = (
+    "curve",
+    "table",
+    "confusion",
+    "half_fsc",
+    "fsc",
+    "random_half_fsc",
+    "random_fsc",
+)  # nested arrays: for plots, not for tables
 
 
 def as_text(scores: Mapping[str, Any]) -> str:
@@ -49,6 +59,8 @@ def as_text(scores: Mapping[str, Any]) -> str:
     lines += ["", "picks", *table(PICKS, {**rows, **picks["by_class"]})]
     among = ", ".join(f"{k}: {cell(v)}" for k, v in picks["recall_among_best"].items())
     lines += [f"  recall among the best {among}"] if among else []
+    if "left_out" in scores:
+        lines += ["", *(f"not scored: {what}" for what in scores["left_out"])]
     if "clusters" in scores:
         lines += ["", *_clusters(scores["clusters"])]
     for what, title in (("selection", "picks of selected classes"), ("instances", "instances")):
@@ -75,19 +87,34 @@ def _clusters(clusters: Mapping[str, Any]) -> list[str]:
         membrane = clusters["membrane"]
         lines += ["", f"within {membrane['reach_angstrom']:.0f} Å of a membrane, by true class"]
         lines += table(MEMBRANE, membrane["by_class"])
+        if "planted" in membrane:
+            planted = membrane["planted"]
+            lines += [
+                "  planted contacts: "
+                + "; ".join(
+                    f"{key}: {', '.join(planted[key]) or 'none'}" for key in ("found", "missed", "elsewhere")
+                )
+            ]
         told = {f"cluster {k}": row for k, row in membrane["by_cluster"].items() if row["verdict"] != "none"}
         lines += ["clusters that differ from the other picks", *table(MEMBRANE, told)] if told else []
     return lines
 
 
-def _segmentation(labels: Mapping[str, Any]) -> list[str]:
-    keys = ("pixel_accuracy", "mean_iou_by_sample", "mean_iou")
-    whole = {
-        key.replace("_", " ").replace("iou", "IoU"): {"value": labels[key], "random": labels[f"random_{key}"]}
-        for key in keys
+def whole_volume(labels: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the scores of a label volume as a whole, beside those by chance, as rows of a table."""
+    titles = {
+        "pixel_accuracy": "pixel accuracy", "mean_iou_by_sample": "mean IoU by tomogram",
+        "mean_iou": "mean IoU",
+    }  # fmt: skip
+    return {
+        title: {"value": labels[key], "random": labels[f"random_{key}"]}
+        for key, title in titles.items()
+        if key != "mean_iou_by_sample" or labels["samples"] > 1  # of one tomogram it is the mean IoU
     }
-    lines = ["label volume", *table({"value": "value", "random": "random"}, whole)]
-    lines += table(LABELS, labels["by_class"])
+
+
+def _segmentation(labels: Mapping[str, Any]) -> list[str]:
+    lines = ["label volume", *table(WHOLE, whole_volume(labels)), *table(LABELS, labels["by_class"])]
     return lines + _partners(labels["unmatched"])
 
 

@@ -195,12 +195,13 @@ def overlap_bars(by_class: Scores) -> Any:
 
 
 def shell_curves(structures: Scores) -> Any:
-    """Draw Fourier shell correlations of each class, against the truth and between halves."""
+    """Draw Fourier shell correlations of each class, against the true density and between halves."""
     rows = {name: row for name, row in structures.items() if "half_fsc" in row}
     with house_style():
         figure, panels = _panels([f"{short(n)} ({row['particles']})" for n, row in rows.items()])
         for row, axes in zip(rows.values(), panels, strict=True):
             for key, color, style, label in (
+                ("random_fsc", QUIET, "-", "with the truth, turns shuffled"),
                 ("fsc", TRAIN, "-", "with the truth"),
                 ("half_fsc", VALIDATION, "--", "between halves"),
             ):

@@ -9,7 +9,18 @@ from typing import Any
 
 from cryoscale import __version__
 from cryoscale.data.folder import Folder
-from cryoscale.evaluate.tables import CLUSTERS, LABELS, MEMBRANE, NAMED, PICKS, STRUCTURES, as_csv, cell
+from cryoscale.evaluate.tables import (
+    CLUSTERS,
+    LABELS,
+    MEMBRANE,
+    NAMED,
+    PICKS,
+    STRUCTURES,
+    WHOLE,
+    as_csv,
+    cell,
+    whole_volume,
+)
 from cryoscale.report import score_figures as draw
 from cryoscale.report.html import environment, render
 
@@ -137,8 +148,9 @@ def _plots(scores: Mapping[str, Any]) -> list[tuple[Picture, Callable[[], Any]]]
     structures = scores.get("structures") or {}
     if any("half_fsc" in row for row in structures.values()):
         caption = (
-            "Averages of the found particles, turned by the truth: against the same without noise, and "
-            "between halves. The number is that of the particles; dotted lines at 0.5 and 0.143."
+            "Averages of the found particles, turned by the truth: against the true density of the class, "
+            "the same with the turns shuffled among them, and between halves. "
+            "The number is that of the particles; dotted lines at 0.5 and 0.143."
         )
         plots.append((Picture("fsc.png", "Structures", caption), lambda: draw.shell_curves(structures)))
     return plots
@@ -164,7 +176,9 @@ def _tables(scores: Mapping[str, Any]) -> list[TableOf]:
         if scores.get(key):
             tables.append(TableOf.of(words, NAMED, scores[key]))
     if "segmentation" in scores:
-        tables.append(TableOf.of("Label volume", LABELS, scores["segmentation"]["by_class"]))
+        labels = scores["segmentation"]
+        tables.append(TableOf.of("Label volume", WHOLE, whole_volume(labels)))
+        tables.append(TableOf.of("Label volume, by class", LABELS, labels["by_class"]))
     if scores.get("structures"):
         tables.append(TableOf.of("Structures", STRUCTURES, scores["structures"]))
     return tables
@@ -172,15 +186,9 @@ def _tables(scores: Mapping[str, Any]) -> list[TableOf]:
 
 def _notes(scores: Mapping[str, Any]) -> list[str]:
     """Say what has no place in a table."""
-    notes = []
+    notes = [f"Not scored: {what}" for what in scores.get("left_out", [])]
     labels = scores.get("segmentation")
     if labels:
-        notes.append(
-            f"Label volume: pixel accuracy {cell(labels['pixel_accuracy'])} "
-            f"(by chance {cell(labels['random_pixel_accuracy'])}), mIoU by sample "
-            f"{cell(labels['mean_iou_by_sample'])} (by chance {cell(labels['random_mean_iou_by_sample'])}), "
-            f"pooled {cell(labels['mean_iou'])} (by chance {cell(labels['random_mean_iou'])})."
-        )
         for side, words in (("found", "without a true class of the name"), ("truth", "true, but not found")):
             if labels["unmatched"][side]:
                 notes.append(f"Label classes {words}: {', '.join(labels['unmatched'][side])}.")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cryoscale.config.simulate import file_stem
 from cryoscale.data.access import Access
+from cryoscale.data.truth import density_key
 from cryoscale.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -16,11 +15,6 @@ if TYPE_CHECKING:
     from cryoscale.simulate.templates import Template
 
 LIST = "densities.toml"
-
-
-def density_key(density: str) -> str:
-    """Return the name under which a run keeps a density: its file's, without endings and odd characters."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", file_stem(density))
 
 
 def keys_of(densities: list[str]) -> dict[str, str]:

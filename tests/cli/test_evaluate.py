@@ -34,7 +34,7 @@ def test_own_truth_as_text(scored, capsys) -> None:
     shown = capsys.readouterr().out
     for words in (
         "one: ", "two: ", "2 tomograms: ", "F-beta 4", "16 clusters", "adjusted rand, all picks",
-        "instances", "label volume", "mean IoU by sample", "true, not found: $barrel, small",
+        "instances", "label volume", "mean IoU by tomogram", "true, not found: $barrel, small",
     ):  # fmt: skip
         assert words in shown, words
     assert "structures" not in shown
@@ -106,6 +106,7 @@ def test_truth_for_another_shape(copied, capsys) -> None:
     [
         (["--radius", "0"], "radius must be above 0"),
         (["--radius", "-2"], "radius must be above 0"),
+        (["--radius", "5000"], "more than half of"),
         (["--reach", "0"], "reach must be above 0"),
         (["--tomogram", "three"], "no picks of three"),
         (["--truth", "nowhere.csv"], "there is no file nowhere.csv"),
@@ -117,6 +118,28 @@ def test_truth_for_another_shape(copied, capsys) -> None:
 def test_bad_words(scored, words: list[str], said: str, capsys) -> None:
     assert run_command(["evaluate", scored.folder.url, *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_written(scored, tmp_path, capsys) -> None:
+    """A file stands where the folder would be: said before anything is scored."""
+    (tmp_path / "taken").write_text("")
+    assert run_command(["evaluate", scored.folder.url, "--to", str(tmp_path / "taken")]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "scores cannot be written to" in shown.err
+    assert "--to" in shown.err
+
+
+def test_structures_are_compared_with_the_densities_of_the_run(scored, capsys) -> None:
+    assert run_command(["evaluate", scored.folder.url, "--structures", "--tomogram", "one", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)["pooled"]["structures"]["ribo<some>"]
+    assert row["fsc_0.5_angstrom"] < row["random_fsc_0.5_angstrom"]
+
+
+def test_what_is_left_out_is_said(copied, capsys) -> None:
+    copied.clusters.save(copied.clusters.load(), {**copied.clusters.card, "n_clusters": 6})
+    assert run_command(["evaluate", copied.folder.url]) == 0
+    assert "not scored: clusters of the picks of 'one'" in capsys.readouterr().out
 
 
 def test_no_picks_and_no_truth(copied, capsys) -> None:

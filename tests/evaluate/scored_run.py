@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -16,12 +17,15 @@ from cryoscale.data.run import Run
 from cryoscale.data.tables import write_table
 from cryoscale.data.tomogram import LabelFacts, LabelVolume, Statistics, TomogramFacts, publish_tomogram
 from cryoscale.data.truth import Truth, write_truth
+from cryoscale.formats.mrc import MrcVolume, write_mrc
 from cryoscale.geometry import Box
 
-SHAPE, VOXEL, BOX = (48, 96, 96), 10.0, 12
+SHAPE, VOXEL, BOX = (48, 96, 96), 10.0, 16
 NAMES = ("background", "ribo<some>", "$barrel", "small", "membrane")
 PER_CLASS = 4  # clusters of each class; as many again hold what is nothing
 K = 4 * PER_CLASS
+DENSITIES = ("", "maps/ribo some.mrc", "barrel", "small")  # by class value, as a configuration names them
+KEYS = ("", "ribo_some", "barrel", "small")
 SD = 0.5  # of the noise; a particle's density is 1
 # A body with an arm: no symmetry. Balls as (x, y, z, radius), voxels of the particle's frame.
 BALLS = {
@@ -54,8 +58,27 @@ def make_truth(seed: int) -> Truth:
         positions, classes.astype(np.uint8), NAMES,
         Rotation.random(len(positions), rng=rng).as_quat(), np.ones(len(positions), np.float32),
         np.abs(positions[:, 1] - 120).astype(np.float32), np.where(near, "at", "far"),
-        {"particle_classes": 3},
+        {"particle_classes": 3, "entry_counts": [1] * len(classes),
+         "densities": [DENSITIES[value] for value in classes]},
     )  # fmt: skip
+
+
+def write_densities(run: Run) -> None:
+    """Write the classes' own maps, middle voxel at the origin of the balls."""
+    grid = np.stack(np.indices((15, 15, 15)), axis=-1) - 7.0
+    Path(run.densities.url).mkdir(parents=True)
+    for value, balls in BALLS.items():
+        parts = [
+            np.clip(radius + 0.5 - np.linalg.norm(grid - offset[::-1], axis=-1), 0, 1)
+            for *offset, radius in balls
+        ]
+        write_mrc(run.densities.path(f"{KEYS[value]}.mrc"), np.max(parts, axis=0).astype(np.float32), VOXEL)
+    run.densities.write_toml("densities.toml", {key: {"radius_angstrom": 50.0} for key in KEYS[1:]})
+
+
+def read_density(place: str) -> tuple[np.ndarray, float]:
+    with MrcVolume(Path(place)) as volume:
+        return volume.read(Box.whole(volume.header.shape)), volume.header.voxel_size_angstrom
 
 
 def paint(truth: Truth) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +109,7 @@ def write_labels(run: Run, tomogram: str, name: str, labels: np.ndarray, names: 
     volume.publish(LabelFacts(name, tuple(levels), names, ((0, 0, 0),) * len(names), "k", 0, {}))
 
 
-def add_tomogram(run: Run, name: str, seed: int, *, scene: bool = True) -> Truth:
+def add_tomogram(run: Run, name: str, seed: int) -> Truth:
     """Write tomogram, truth table and true labels."""
     truth = make_truth(seed)
     signal, labels = paint(truth)
@@ -99,10 +122,6 @@ def add_tomogram(run: Run, name: str, seed: int, *, scene: bool = True) -> Truth
     publish_tomogram(pyramid, facts)
     write_truth(run.truth, name, truth)
     write_labels(run, name, "truth", labels, NAMES[1:])
-    if scene:
-        kept = Pyramid(run.scene(name).child("signal"), writable=True)
-        kept.create(levels, np.float32, chunk=16, shard=32, image=True)
-        kept.write(0, Box.whole(SHAPE), signal)
     return truth
 
 
@@ -128,8 +147,9 @@ def add_results(run: Run, name: str, truth: Truth, seed: int, *, found: float = 
     write_table(run.instances, f"{name}.parquet", columns)
 
 
-def whole_run(place, names=("one", "two"), **options) -> Run:
+def whole_run(place, names=("one", "two")) -> Run:
     run = new_run(place, names)
+    write_densities(run)
     for seed, name in enumerate(names):
-        add_results(run, name, add_tomogram(run, name, seed, **options), seed)
+        add_results(run, name, add_tomogram(run, name, seed), seed)
     return run

@@ -18,7 +18,7 @@ def a_detection(seed: int, n: int = 120, m: int = 50) -> tuple[Detection, tuple]
     )
     scores = np.concatenate([rng.normal(2, 1, m * 4 // 5), rng.normal(0, 1, n)]).round(1)
     random = rng.uniform(0, 100, picks.shape)
-    return detect(picks, scores, truth, 4.0, middle_x=50, random_N3=random), (picks, scores, truth)
+    return detect(picks, scores, truth, 4.0, middle_x=50, random_RN3=random[None]), (picks, scores, truth)
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 4.0])
@@ -72,7 +72,7 @@ def test_tomograms_pool_as_one_that_holds_them_far_apart() -> None:
         np.concatenate([a, b + apart if a.ndim == 2 else b]) for a, b in zip(first, second, strict=True)
     )
     random = np.zeros_like(picks)
-    whole = detect(picks, scores, truth, 4.0, middle_x=50, random_N3=random)
+    whole = detect(picks, scores, truth, 4.0, middle_x=50, random_RN3=random[None])
     joined = Detection.together([one, two])
     a, b = joined.scores(), whole.scores()
     for key in ("found", "truth", "matched", "f1", "f_beta4", "average_precision", "best_threshold_f1"):
@@ -80,7 +80,7 @@ def test_tomograms_pool_as_one_that_holds_them_far_apart() -> None:
     assert a["curve"] == b["curve"]
     assert joined.halves == whole.halves
     assert a["random_recall"] == pytest.approx(
-        (one.random.hits + two.random.hits) / (one.pairs.n_truth + two.pairs.n_truth)
+        (one.random_R[0].hits + two.random_R[0].hits) / (one.pairs.n_truth + two.pairs.n_truth)
     )
 
 
@@ -90,10 +90,10 @@ def test_shuffled_truth_scores_at_chance() -> None:
     picks = truth + rng.normal(0, 1, truth.shape)
     random = rng.uniform(0, 200, picks.shape)
     scores = rng.normal(size=400)
-    found = detect(picks, scores, truth, 8.0, middle_x=100, random_N3=random).scores()
+    found = detect(picks, scores, truth, 8.0, middle_x=100, random_RN3=random[None]).scores()
     assert found["f1"] > 0.95
     shuffled = np.stack([rng.permutation(truth[:, axis]) for axis in range(3)], axis=1)
-    chance = detect(picks, scores, shuffled, 8.0, middle_x=100, random_N3=random).scores()
+    chance = detect(picks, scores, shuffled, 8.0, middle_x=100, random_RN3=random[None]).scores()
     assert chance["f1"] == pytest.approx(chance["random_f1"], abs=0.05)
     assert chance["f1"] < 0.25
 
@@ -101,7 +101,7 @@ def test_shuffled_truth_scores_at_chance() -> None:
 def test_a_class_without_positions() -> None:
     nothing = a_detection(3)[0].of_nothing().scores()
     assert nothing["truth"] == nothing["recall"] == nothing["average_precision"] == 0
-    empty = detect([], [], [[0, 0, 0]], 1.0, middle_x=1, random_N3=np.empty((0, 3))).scores()
+    empty = detect([], [], [[0, 0, 0]], 1.0, middle_x=1, random_RN3=np.empty((2, 0, 3))).scores()
     assert empty["best_threshold"] is None
     assert empty["curve"] == {"recall": [], "precision": []}
     assert empty["recall_among_best"] == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -14,6 +15,7 @@ from scipy import ndimage, stats
 from cryoscale.errors import ConfigurationError
 from cryoscale.evaluate import distances
 from cryoscale.evaluate import enrichment as e
+from cryoscale.evaluate.contacts import Contacts, contact_scores
 from cryoscale.evaluate.picks import near_label
 
 Picks = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -193,24 +195,42 @@ def test_shifts_see_through_neighbours_that_are_alike() -> None:
     assert e.shuffled_enrichment(planted, near, how="shift", repeats=199, seed=0).familywise_p_G[1] < 0.05
 
 
+def contacts(seed: int, *, run_length: int, planted: bool) -> Contacts:
+    """Rows in runs that share cluster and nearness, as neighbours do; cluster 3 is near if it is planted."""
+    rng = np.random.default_rng(seed)
+    near = np.repeat(rng.random(800 // run_length) < 0.3, run_length)
+    ids = np.repeat(rng.integers(0, 8, 800 // run_length), run_length)
+    if planted:
+        ids[near & (rng.random(800) < 0.4)] = 3
+        ids[~near & (ids == 3)] = 4
+    classes = np.where(near & (ids == 3), "a", "b").astype(str)
+    return Contacts(str(seed), 100.0, near, ids, classes, (classes == "a") | (rng.random(800) < 0.02))
+
+
+def test_neighbours_alone_make_no_verdict() -> None:
+    """The exact test alone calls most of these clusters: it takes picks for independent."""
+    called = exact = 0
+    for seed in range(4):
+        parts = [contacts(2 * seed + n, run_length=20, planted=False) for n in range(2)]
+        rows = contact_scores(parts, seed=seed)["by_cluster"].values()
+        called += sum(row["verdict"] != "none" for row in rows)
+        exact += sum(row["q"] < 0.05 for row in rows)
+    assert exact > 10 > 2 >= called
+
+
 def test_a_planted_contact_is_told_from_a_missed_one() -> None:
+    parts = [contacts(seed, run_length=2, planted=True) for seed in range(2)]
+    scores = contact_scores(parts, seed=0)
+    assert scores["enriched"] == ["3"]
+    assert scores["planted"] == {"holding": ["3"], "found": ["3"], "missed": [], "elsewhere": []}
+    assert scores["by_cluster"]["3"]["majority"] == "a"
+    assert {"a at membranes", "b", "b at membranes"} == set(scores["by_class"])
     rng = np.random.default_rng(0)
-    classes = np.repeat([0, 1, 2, 3], [1000, 200, 200, 200])  # 1 at membranes, 2 far, 3 free
-    near = rng.random(1600) < np.array([0.2, 0.95, 0.02, 0.2])[classes]
-    clusters = np.where(rng.random(1600) < 0.85, classes + 10, rng.integers(10, 15, 1600))
-    result = e.planted_contact_test(clusters, classes, near, [1])
-    assert result.holding == result.found == (11,)
-    assert result.missed == result.elsewhere == ()
-    assert {row.group: row.verdict for row in result.by_class}[1] == "enriched"
-    assert {row.group: row.verdict for row in result.by_group}[12] == "depleted"
-    shuffled = e.planted_contact_test(clusters, classes, rng.permutation(near), [1])
-    assert shuffled.missed == (11,)
-    assert shuffled.found == shuffled.elsewhere == ()
-    blind = [e.planted_contact_test(rng.permutation(clusters), classes, near, [1]) for _ in range(20)]
-    assert all(b.holding == () for b in blind)
-    assert sum(b.elsewhere != () for b in blind) <= 3
-    other = e.planted_contact_test(clusters, classes, near, [2])
-    assert (other.missed, other.elsewhere) == ((12,), (11,))
+    far = [dataclasses.replace(part, near_N=rng.permutation(part.near_N)) for part in parts]
+    missed = contact_scores(far, seed=0)["planted"]
+    assert missed == {"holding": ["3"], "found": [], "missed": ["3"], "elsewhere": []}
+    other = [dataclasses.replace(part, planted_N=part.ids_N == 5) for part in parts]
+    assert contact_scores(other, seed=0)["planted"]["elsewhere"] == ["3"]
 
 
 @settings(max_examples=25, deadline=None)
@@ -326,8 +346,6 @@ def test_bad_input() -> None:
         lambda: e.group_enrichment([], np.empty(0, bool)),
         lambda: e.group_enrichment([1, 2], near, alpha=1.0),
         lambda: e.shuffled_enrichment([1, 2], near, how="turn", seed=0),  # type: ignore[arg-type]
-        lambda: e.planted_contact_test([1, 2], [1], near, [1]),
-        lambda: e.planted_contact_test([1, 2], [1, 0], near, []),
         lambda: distances.distance_enrichment([1.0], [1.0], [0, 0]),
         lambda: distances.distance_enrichment([np.nan], [1.0], [0, 1]),
         lambda: distances.distance_enrichment([np.inf], [1.0], [0, 1]),

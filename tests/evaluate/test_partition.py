@@ -75,7 +75,7 @@ def test_scores_of_a_class() -> None:
     rng = np.random.default_rng(6)
     truth = rng.uniform(0, 300, (120, 3))
     picks = np.concatenate([truth + rng.normal(0, 1, truth.shape), rng.uniform(0, 300, (240, 3))])
-    detection = detect(picks, rng.normal(size=360), truth, 5.0, middle_x=150, random_N3=picks[::-1])
+    detection = detect(picks, rng.normal(size=360), truth, 5.0, middle_x=150, random_RN3=picks[None, ::-1])
     ids = np.where(detection.match_N, rng.integers(0, 2, 360), rng.integers(2, 20, 360))
     found = class_scores(ids, detection, 20, seed=0)
     assert found["truth"] == 120

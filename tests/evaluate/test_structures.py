@@ -124,7 +124,9 @@ def test_resolution_rules() -> None:
 
     assert at(0.9, 0.7, 0.3, 0.9) == pytest.approx(1 / 0.25)
     assert at(0.9, np.nan, 0.1) == pytest.approx(1 / 0.2)
-    assert at(0.4, 0.9) == math.inf
+    assert at(0.4, 0.3) == math.inf
+    assert at(0.4, 0.9) == 2
+    assert at(-0.4, np.nan, 0.9, 0.7, 0.3, 0.9) == pytest.approx(1 / 0.45)
     assert at(0.9, 0.5) == 2
     assert math.isnan(at(np.nan, np.nan))
 

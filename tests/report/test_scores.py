@@ -54,6 +54,8 @@ def test_page_is_whole_and_escaped(folder) -> None:
     assert "ribo&lt;some&gt;" in page
     for target in re.findall(r'(?:src|href)="([^"#:]+)"', page):
         assert (folder / target).exists(), target
+    for words in ("<td>pixel accuracy</td>", "<td>mean IoU</td>", "<td>mean IoU by tomogram</td>"):
+        assert words in page
     for words in ("2 tomograms", "Label classes true, but not found: $barrel, small.", "Clusters enriched"):
         assert words in page
     for tag in ("table", "figure", "main", "div"):
