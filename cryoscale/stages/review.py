@@ -22,7 +22,7 @@ from cryoscale.stages.training import sample_rows
 
 PATCHES = 512  # in memory at once
 MOST_TOMOGRAMS = 64  # members are drawn from so many at most, and from one more for a cluster without any
-BACKGROUND_DEPTH = 0.5  # of the 90th percentile over clusters: shallower ones are called background
+BACKGROUND_DEPTH = 0.5  # of the 90th percentile over picks: clusters shallower than that are background
 SURFACE_PLANARITY = 0.4  # flatter objects are called surfaces
 GLOBULAR_OFFSET = 0.35  # half boxes; an object further off its patch's centre is not what was picked
 
@@ -31,7 +31,7 @@ class ReviewStage(WholeStage):
     """From assignments to decoded centres, averages, members of each cluster, and a suggestion."""
 
     name = "review"
-    version = 2
+    version = 3
     engine = "model"
     reads = frozenset({"tomogram", "picks", "encoder", "clusters", "assignments"})
     writes = "review"
@@ -55,7 +55,7 @@ class ReviewStage(WholeStage):
         mean /= np.maximum(averaged, 1)[:, None, None, None]
         smooth = np.stack([smooth_exact(m.astype(np.float32), config.smooth_sigma_voxels) for m in mean])
         measures = [measure_shape(patch) for patch in decoded]
-        kinds = classify_shapes(measures)
+        kinds = classify_shapes(measures, counts_TK.sum(axis=0))
         arrays: dict[str, npt.NDArray[Any]] = {
             "decoded": decoded, "mean": mean.astype(np.float32), "smooth": smooth, "members": members,
             "shown": shown, "counts": counts_TK.astype(np.int64), "averaged": averaged,
@@ -164,9 +164,16 @@ def draw_members(counts_TK: npt.NDArray[np.int64], most: int, seed: int) -> list
     return [list(of_tomogram) for of_tomogram in zip(*by_cluster, strict=True)]
 
 
-def classify_shapes(measures: list[ShapeMeasures]) -> list[str]:
-    """Call each decoded centre surface, globular or background, by the thresholds at the file's top."""
-    strong = float(np.percentile([m.depth for m in measures], 90))
+def classify_shapes(measures: list[ShapeMeasures], counts_K: npt.NDArray[np.int64]) -> list[str]:
+    """Call each decoded centre surface, globular or background, by the thresholds at the file's top.
+
+    The scale of depth is set by picks, not by clusters: a few gold beads with clusters of their own must not
+    make everything else look like background.
+    """
+    depths = np.array([m.depth for m in measures])
+    deepest = np.argsort(-depths, kind="stable")
+    reached = np.cumsum(counts_K[deepest]) >= 0.1 * counts_K.sum()
+    strong = float(depths[deepest[int(reached.argmax())]])
     kinds = []
     for m in measures:
         if m.depth < BACKGROUND_DEPTH * strong:
