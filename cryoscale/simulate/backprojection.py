@@ -317,8 +317,8 @@ def reconstruct_signal(
     width = detector_width(signal_ZYX.shape, angles)
     tilts = [project(signal_ZYX, angle, width=width, workers=workers) for angle in angles]
     imaged = [
-        image_tilt(tilt, voxel_size_angstrom, imaging, angle_degrees=angle, index=number, seed=0)[0]
-        for number, (tilt, angle) in enumerate(zip(tilts, angles, strict=True))
+        image_tilt(tilt, voxel_size_angstrom, imaging, index=number, seed=0)[0]
+        for number, tilt in enumerate(tilts)
     ]
     n_z, _, n_x = signal_ZYX.shape
     return backproject(np.stack(imaged), angles, n_z, width_x=n_x, workers=workers)

@@ -106,13 +106,6 @@ def particle_mask(placed: Placed, stamps: Stamps, row: int, box: Box) -> npt.NDA
     return mask_ZYX
 
 
-def paint_bytes(placed: Placed, stamps: Stamps, box: Box) -> int:
-    """Return an upper bound of the bytes that painting a box takes, its results included, stamps excluded."""
-    side = max((max(stamps[name].shape) for name in set(placed.densities)), default=1)
-    # A stamp is made, compared and added: some eight times its float64 size; a tile's fields: a dozen.
-    return box.voxels * 5 + 64 * side**3 + 20 * 8 * TILE**3 + 30 * 4 * 64**3 + 400 * len(placed) + 2**20
-
-
 def rows_meeting(placed: Placed, stamps: Stamps, box: Box) -> list[int]:
     """Return the particles whose stamps share a voxel with a box, rising."""
     if box.empty:

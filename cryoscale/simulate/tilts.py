@@ -157,10 +157,8 @@ def image_tilt(
     voxel_size_angstrom: float,
     imaging: Imaging,
     *,
-    angle_degrees: float,
     index: int,
     seed: int,
-    path_exponent: float = 0.0,
 ) -> tuple[Floats, Floats]:
     """Image one projection: transfer function, envelope, detector; the noise of the same tilt apart.
 
@@ -175,21 +173,15 @@ def image_tilt(
         Pixel size, Å.
     imaging : Imaging
         The settings.
-    angle_degrees : float
-        The tilt.
     index : int
         Its number in the series: part of the noise's seed.
     seed : int
         Seed of the noise of the series.
-    path_exponent : float
-        The beam's path through a slab grows with 1 / cos t; the noise variance grows with this power of it.
-        0, as in the papers, gives every tilt the same; 1 is the noise of a structure that fills the slab.
-        The path counts as at most 10 times that of tilt 0.
 
     Returns
     -------
     signal_YU, noise_YU : (Y, U) float32
-        The signal, objects positive, and noise of variance 1 (at tilt 0) with mean 0.
+        The signal, objects positive, and noise of variance 1 with mean 0.
     """
     lines = square_frequencies(projection_YU.shape, voxel_size_angstrom)
     square_YK: Floats = lines[0][:, None] + lines[1]
@@ -199,9 +191,7 @@ def image_tilt(
     before, after = noise_gains(
         _mean_square(optics_YK, weights_K), _mean_square(detector_YK, weights_K), imaging
     )
-    path = 1 / max(math.cos(math.radians(angle_degrees)), 0.1)
     white_YU = seeded(seed, index).standard_normal(projection_YU.shape, dtype=np.float32)
-    white_YU *= np.float32(math.sqrt(path**path_exponent))
     noise_YU = _filtered(white_YU - white_YU.mean(), noise_transfer(optics_YK, detector_YK, before, after))
     return _filtered(projection_YU, optics_YK), noise_YU
 

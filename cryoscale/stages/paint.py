@@ -15,6 +15,7 @@ from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan
 from cryoscale.stages.templates import open_templates, stamp_bytes
 
 CHUNK, SHARD = 64, 128  # voxels
+BYTES_PER_VOXEL = 16  # signal and labels, and their copies on the way to storage
 SPARE_BYTES = 192 * 2**20  # for tiles, stamps at work and the rows of what stands where
 
 
@@ -34,7 +35,7 @@ class PaintStage(BlockStage):
         blocks = tuple(Grid.of(shape, cell).blocks())
         largest = max(block.core.voxels for block in blocks)
         stamps = stamp_bytes(access)
-        return Plan((blocks,), largest * 16 + stamps + SPARE_BYTES, shape.voxels * 5)
+        return Plan((blocks,), largest * BYTES_PER_VOXEL + stamps + SPARE_BYTES, shape.voxels * 5)
 
     def create(self, access: Access) -> None:
         """Make the empty arrays."""

@@ -56,7 +56,7 @@ class ProjectStage(BlockStage):
             index, (_, _, width) = block.core.start.z, block.core.shape
             angle = float(angles[index])
             projection_YU = project(signal_ZYX, angle, width=width)
-            imaged = image_tilt(projection_YU, size, imaging, angle_degrees=angle, index=index, seed=seed)
+            imaged = image_tilt(projection_YU, size, imaging, index=index, seed=seed)
             write_arrays(parts, _part(index), dict(zip(KINDS, imaged, strict=True)))
             return BlockReport(voxels=block.core.voxels)
 

@@ -142,10 +142,7 @@ def test_a_ball_stands_where_it_stood() -> None:
 def test_signal_and_noise_are_mixed_at_the_wanted_ratio(scene: np.ndarray) -> None:
     imaging = Imaging(0.1, -60, 60, 3.0, defocus_micrometre=5.0)
     tilts, angles = series(scene, imaging)
-    pairs = [
-        image_tilt(tilt, 14.0, imaging, angle_degrees=angle, index=n, seed=4)
-        for n, (tilt, angle) in enumerate(zip(tilts, angles, strict=True))
-    ]
+    pairs = [image_tilt(tilt, 14.0, imaging, index=n, seed=4) for n, tilt in enumerate(tilts)]
     depth, _, width = scene.shape
     signal, noise = (
         backproject(np.stack(part), angles, depth, width_x=width) for part in zip(*pairs, strict=True)
