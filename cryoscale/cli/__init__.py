@@ -16,7 +16,8 @@ VERBS = {
     "init": "init", "simulate": "simulate", "run": "run", "status": "status",
     "ingest": "stages", "pick": "stages", "train": "stages", "encode": "stages", "cluster": "stages",
     "review": "review", "segment": "stages", "export": "export",
-    "report": "report", "evaluate": "evaluate", "models": "models", "doctor": "doctor", "demo": "demo",
+    "report": "report", "evaluate": "evaluate", "models": "models", "doctor": "doctor",
+    "bench": "bench", "demo": "demo",
 }  # fmt: skip
 
 
