@@ -8,7 +8,7 @@ would make every later overwrite fail.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ import zarr.codecs
 import zarr.storage
 
 from cryoscale.data.folder import Folder
-from cryoscale.errors import FormatError, StateError
+from cryoscale.data.shards import ShardLayout, Take
+from cryoscale.errors import FormatError, LayoutError, StateError
 from cryoscale.geometry import Box, Zyx, check_aligned, round_up
 
 zarr.config.set({"async.concurrency": 4, "threading.max_workers": 2})  # workers are many already
@@ -94,6 +95,8 @@ class Pyramid:
         self.folder = folder
         self.writable = writable
         self._arrays: dict[int, zarr.Array[Any]] = {}
+        self._layouts: dict[int, ShardLayout | None] = {}
+        self._indexes: dict[str, bytes] = {}
 
     def create(
         self, levels: Sequence[Level], dtype: npt.DTypeLike, *, chunk: int, shard: int, image: bool
@@ -110,7 +113,7 @@ class Pyramid:
         zarr.create_group(store)  # not `overwrite`: that would take the label volumes along
         compressor: Any = zarr.codecs.ZstdCodec(level=3)
         if image:
-            compressor = zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")
+            compressor = zarr.codecs.BloscCodec(cname="lz4", clevel=1, shuffle="bitshuffle")
         for number, level in enumerate(levels):
             chunks = tuple(min(chunk, n) for n in level.shape)
             shards = tuple(min(shard, round_up(n, c)) for n, c in zip(level.shape, chunks, strict=True))
@@ -166,22 +169,70 @@ class Pyramid:
         array = self.array(level)
         return Zyx.of(array.shards or array.chunks)
 
-    def read(self, level: int, box: Box) -> npt.NDArray[Any]:
+    def layout(self, level: int) -> ShardLayout | None:
+        """Return how the shards of a level lie on storage, or None where zarr-python must read and write."""
+        if level not in self._layouts:
+            self._layouts[level] = ShardLayout.of(self.array(level).metadata.to_dict())
+        return self._layouts[level]
+
+    def read(self, level: int, box: Box, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """Read a box that lies inside the volume, in the stored dtype.
+
+        Parameters
+        ----------
+        level : int
+        box : Box
+            Half open; it may not leave the volume.
+        out : array, optional
+            Of the box's shape and the stored dtype, written in place and returned. Reading many boxes into
+            one array saves asking the system for memory each time.
 
         Raises
         ------
         FormatError
             A chunk or shard is damaged; the message names the array and the box.
+        LayoutError
+            The box leaves the volume.
         """
+        if out is None:
+            out = np.empty(box.shape, self.array(level).dtype)
+        elif out.shape != tuple(box.shape):
+            raise LayoutError(f"{box} does not fit into an array of shape {out.shape}")
+        self.read_pieces(level, box, out.__setitem__)
+        return out
+
+    def read_pieces(self, level: int, box: Box, take: Take) -> None:
+        """Read a box piece by piece, so that what is made of the voxels is made while they are in cache.
+
+        Parameters
+        ----------
+        level, box
+            As in `read`.
+        take : callable
+            `take(slices, stored)`: the slices say where in the box the voxels lie. Pieces cover the box once.
+            They are cut at multiples of the chunk, or there is one, the whole box, where zarr-python reads.
+            Called on several threads. `stored` is only valid during the call, and of shape () for voxels
+            that are not stored.
+        """
+        array = self.array(level)
+        if not Box.whole(array.shape).contains(box):
+            raise LayoutError(f"{self.folder.url}, level {level}: {box} leaves the shape {array.shape}")
+        if box.empty:
+            return
+        layout = self.layout(level)
         try:
+            if layout is not None:
+                known = None if self.writable else self._indexes  # who may write may read what changes
+                layout.read(self.folder, str(level), box.start, box.stop, take, known)
+                return
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # zarr warns of codecs that are not yet in its specification
-                return np.asarray(self.array(level)[box.slices])
+                stored = np.asarray(array[box.slices])
         except (ValueError, RuntimeError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise FormatError(f"{self.folder.url}, level {level}, {box}: damaged data ({error}).") from error
+        take(Box.whole(box.shape).slices, stored)
 
     def write(self, level: int, core: Box, data_ZYX: npt.NDArray[Any]) -> None:
         """Write one block: whole shards that nobody else writes.
@@ -189,13 +240,40 @@ class Pyramid:
         Raises
         ------
         LayoutError
+            `core` is not aligned to the shards, or the data is not of its shape.
+        """
+        data_ZYX = np.asarray(data_ZYX)
+        if data_ZYX.shape != tuple(core.shape):
+            raise LayoutError(f"data of shape {data_ZYX.shape} does not fill {core}")
+        self.write_layers(level, core, lambda box: data_ZYX[box.relative_to(core.start).slices])
+
+    def write_layers(self, level: int, core: Box, give: Callable[[Box], npt.NDArray[Any]]) -> None:
+        """Write one block whose voxels are made as they are asked for, so that it is never held whole.
+
+        Parameters
+        ----------
+        level : int
+        core : Box
+            Whole shards that nobody else writes.
+        give : callable
+            Returns the voxels of a box. It is asked for boxes that cover `core` once: layers of a shard as
+            deep as a chunk, or `core` itself where zarr-python writes.
+
+        Raises
+        ------
+        LayoutError
             `core` is not aligned to the shards.
         """
         array = self.array(level)
-        unit = self.write_unit(level)
-        check_aligned(core, unit, array.shape)
+        check_aligned(core, self.write_unit(level), array.shape)
         self.delete_shards(level, core)
-        array[core.slices] = np.asarray(data_ZYX, dtype=array.dtype)
+        layout = self.layout(level)
+        if layout is None:
+            array[core.slices] = np.asarray(give(core), dtype=array.dtype)
+            return
+        layout.write(
+            self.folder, str(level), core.start, core.stop, lambda start, stop: give(Box.of(start, stop))
+        )
 
     def delete_shards(self, level: int, core: Box) -> None:
         """Delete the keys of all shards of a block, torn or whole."""

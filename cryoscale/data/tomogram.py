@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from cryoscale.data.folder import Folder
 from cryoscale.data.pyramid import Level, Pyramid, multiscales
-from cryoscale.errors import ConfigurationError, StateError
+from cryoscale.errors import ConfigurationError, LayoutError, StateError
 from cryoscale.geometry import Box, Zyx
 
 VOXEL_SIZE_TOLERANCE = 0.05  # a level within 5 % of the working voxel size counts as that size
@@ -106,18 +106,33 @@ class Tomogram:
             self._facts = _facts_from(self.pyramid.attributes, self.folder)
         return self._facts
 
-    def read(self, level: int, box: Box) -> npt.NDArray[Any]:
-        """Read a box inside the volume as stored."""
-        return self.pyramid.read(level, box)
+    def read(self, level: int, box: Box, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Read a box inside the volume as stored; into `out`, if given."""
+        return self.pyramid.read(level, box, out)
 
-    def read_canonical(self, level: int, box: Box) -> npt.NDArray[np.float32]:
-        """Read a box as canonical density: zero mean, unit sd, objects dark (negative)."""
+    def read_canonical(
+        self, level: int, box: Box, out: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Read a box as canonical density: zero mean, unit sd, objects dark (negative).
+
+        `out`, if given, is written in place and returned: float32, of the box's shape.
+        """
         statistics = self.facts.statistics[level]
-        sign = -1.0 if self.facts.bright else 1.0
-        data = self.pyramid.read(level, box).astype(np.float32)
-        data -= np.float32(statistics.mean)
-        data *= np.float32(sign / statistics.sd)
-        return data
+        mean = np.float32(statistics.mean)
+        scale = np.float32((-1.0 if self.facts.bright else 1.0) / statistics.sd)
+        if out is None:
+            out = np.empty(box.shape, np.float32)
+        elif out.shape != tuple(box.shape) or out.dtype != np.float32:
+            raise LayoutError(f"{box} needs a float32 array of its shape, not {out.dtype} {out.shape}")
+        density = out
+
+        def take(place: tuple[slice, ...], stored: npt.NDArray[Any]) -> None:
+            part = density[place]
+            np.subtract(stored, mean, out=part, dtype=np.float32)
+            part *= scale
+
+        self.pyramid.read_pieces(level, box, take)
+        return out
 
 
 def publish_tomogram(pyramid: Pyramid, facts: TomogramFacts) -> None:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 SLAB = 32  # planes of a level made at a time, so that memory follows the slab and not the block
 PROFILE_VOXELS = 8_000_000  # the z profile is measured on a level not larger than this, as are statistics
+STATISTICS_VOXELS = (
+    2_000_000  # of a larger sample, neighbours say little more: the medians cost more than all
+)
+SOURCE_BYTES = 8 << 20  # most that is read of the source at once (`formats.mrc.BUFFER_BYTES`)
 SEAL_BYTES = 48  # for each voxel of such a sample: robust statistics sort it in float64 (measured: 42)
 
 
@@ -30,6 +34,7 @@ class IngestStage(BlockStage):
     """From a source file to a tomogram: level 0 copied, each further level made from the stored one below."""
 
     name = "ingest"
+    version = 2
     reads = frozenset({"source"})
     writes = "tomogram"
 
@@ -43,11 +48,12 @@ class IngestStage(BlockStage):
             unit = _shard(level.shape, access.config.ingest.chunk, access.config.ingest.shard)
             cell = Zyx(*(round_up(min(edge, n), u) for n, u in zip(level.shape, unit, strict=True)))
             phases.append(list(Grid.of(level.shape, cell).blocks(level=number)))
-        core = max(block.core.voxels for block in phases[0])
-        plane = max(b.core.shape.y * b.core.shape.x for b in phases[0])
         item = header.dtype.itemsize
-        # level 0: a block read and its copy for the codec; above: a slab of 2x2x2 as many, in float32 too
-        blocks = max(core * item * 3, core * item * 2 + SLAB * 8 * plane * (item + 8))
+        chunk = access.config.ingest.chunk
+        unit = _shard(levels[0].shape, chunk, access.config.ingest.shard)
+        layer = min(chunk, levels[0].shape.z) * unit.y * unit.x  # what a shard is made from, piece by piece
+        # as read, its columns, encoded; with odd chunks a slab of 2x2x2 as many is halved, in float32
+        blocks = layer * item * 3 + 2 * SOURCE_BYTES + SLAB * 8 * unit.y * unit.x * (item + 8) * (chunk % 2)
         needed = max(blocks, SEAL_BYTES * min(levels[0].shape.voxels, PROFILE_VOXELS))
         disk = sum(level.shape.voxels for level in levels) * item
         return Plan(renumber(phases), needed + 64 * 2**20, disk)
@@ -69,13 +75,16 @@ class IngestStage(BlockStage):
         with _opened(source, ignore_voxel_size=ignore) as volume:
 
             def ingest(block: Block) -> BlockReport:
-                if block.level == 0:
+                def copied(box: Box) -> npt.NDArray[Any]:
                     with _judged(source):
-                        data = volume.read(block.core)
-                    _check_finite(data, source, block.core)
-                else:
-                    data = _downsample(pyramid, block)
-                pyramid.write(block.level, block.core, data)
+                        data = volume.read(box)
+                    _check_finite(data, source, box)
+                    return data
+
+                def halved(box: Box) -> npt.NDArray[Any]:
+                    return _downsample(pyramid, block.level, box)
+
+                pyramid.write_layers(block.level, block.core, halved if block.level else copied)
                 return BlockReport(voxels=block.core.voxels)
 
             yield ingest
@@ -178,50 +187,69 @@ def _shard(shape: Zyx, chunk: int, shard: int) -> Zyx:
 
 
 def _check_finite(data: npt.NDArray[Any], source: str, core: Box) -> None:
-    if data.dtype.kind != "f":
+    if data.dtype.kind != "f" or _all_finite(data):
         return
     bad = int(np.count_nonzero(~np.isfinite(data)))
-    if bad:
-        raise DataError(
-            f"{source}: {bad} voxels between {tuple(core.start)} and {tuple(core.stop)} (z, y, x) are NaN or "
-            "infinite.",
-            remedy="Write the tomogram again from its reconstruction, or replace these voxels by its mean.",
-        )
+    raise DataError(
+        f"{source}: {bad} voxels between {tuple(core.start)} and {tuple(core.stop)} (z, y, x) are NaN or "
+        "infinite.",
+        remedy="Write the tomogram again from its reconstruction, or replace these voxels by its mean.",
+    )
 
 
-def _downsample(pyramid: Pyramid, block: Block) -> npt.NDArray[Any]:
-    """Make one block of a level from the level below: the mean of 2x2x2 voxels, of fewer at odd faces."""
-    below = block.level - 1
+def _all_finite(data: npt.NDArray[Any]) -> bool:
+    """Whether no voxel is NaN or infinite; a NaN makes the minimum NaN."""
+    # plane by plane: the second pass finds it in cache
+    return all(np.isfinite(plane.min()) and np.isfinite(plane.max()) for plane in data)
+
+
+def _downsample(pyramid: Pyramid, level: int, box: Box) -> npt.NDArray[Any]:
+    """Make a box of a level from the level below: the mean of 2x2x2 voxels, of fewer at odd faces.
+
+    Each chunk of the level below is halved as it comes, while it is in cache.
+    """
+    below = level - 1
     whole = Box.whole(pyramid.shape(below))
-    target = pyramid.array(block.level).dtype
-    made = np.empty(block.core.shape, dtype=target)
-    for z in range(block.core.start.z, block.core.stop.z, SLAB):
-        slab = Box(
-            block.core.start._replace(z=z), block.core.stop._replace(z=min(z + SLAB, block.core.stop.z))
-        )
-        fine = Box.of([2 * n for n in slab.start], [2 * n for n in slab.stop]).intersect(whole)
-        mean = _halve(pyramid.read(below, fine).astype(np.float32))
-        at = z - block.core.start.z
-        made[at : at + len(mean)] = np.rint(mean) if target.kind in "iu" else mean
+    made = np.empty(box.shape, dtype=pyramid.array(level).dtype)
+    layout = pyramid.layout(below)
+    by_chunks = layout is not None and all(
+        chunk % 2 == 0 or chunk >= n for chunk, n in zip(layout.chunk, whole.shape, strict=True)
+    )
+    depth = box.shape.z if by_chunks else SLAB  # else a piece may be as large as what is asked for
+    for z in range(0, box.shape.z, depth):
+        slab = made[z : z + depth]
+        start = box.start._replace(z=box.start.z + z)
+        stop = box.stop._replace(z=start.z + len(slab))
+        fine = Box.of([2 * n for n in start], [2 * n for n in stop]).intersect(whole)
+
+        def take(place: tuple[slice, ...], stored: npt.NDArray[Any], slab: npt.NDArray[Any] = slab) -> None:
+            mean = _halve(stored) if stored.ndim else stored
+            half = tuple(slice(cut.start // 2, -(-cut.stop // 2)) for cut in place)
+            slab[half] = np.rint(mean) if made.dtype.kind in "iu" else mean
+
+        pyramid.read_pieces(below, fine, take)
     return made
 
 
-def _halve(volume_ZYX: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Average pairs along each axis; an odd last voxel stands for itself."""
-    for axis in range(3):
-        moved = np.moveaxis(volume_ZYX, axis, 0)
-        if len(moved) % 2:
-            moved = np.concatenate([moved, moved[-1:]])
-        volume_ZYX = np.moveaxis((moved[0::2] + moved[1::2]) * np.float32(0.5), 0, axis)
-    return volume_ZYX
+def _halve(volume_ZYX: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Average pairs along each axis in float32; an odd last voxel stands for itself."""
+    if any(n % 2 for n in volume_ZYX.shape):
+        volume_ZYX = np.pad(volume_ZYX, [(0, n % 2) for n in volume_ZYX.shape], mode="edge")
+    pairs = np.add(volume_ZYX[0::2], volume_ZYX[1::2], dtype=np.float32)
+    pairs = pairs[:, 0::2] + pairs[:, 1::2]
+    sums: npt.NDArray[np.float32] = pairs[:, :, 0::2] + pairs[:, :, 1::2]
+    sums *= np.float32(0.125)  # a power of two: as if each pair had been halved, but for overflow
+    return sums
 
 
 def _statistics(pyramid: Pyramid, level: int) -> Statistics:
+    """Measure a level on boxes all over it; of many voxels every second along each axis is enough."""
     from cryoscale.ops.normalise import robust_statistics, sample_boxes
 
     boxes = sample_boxes(pyramid.shape(level), seed=0)
-    sample = np.concatenate([pyramid.read(level, box).ravel() for box in boxes])
-    mean, sd = robust_statistics(sample)
+    step = 1 if sum(box.voxels for box in boxes) <= STATISTICS_VOXELS else 2
+    parts = [pyramid.read(level, box)[::step, ::step, ::step].ravel() for box in boxes]
+    mean, sd = robust_statistics(np.concatenate(parts))
     return Statistics(mean, sd)
 
 

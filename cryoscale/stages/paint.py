@@ -23,6 +23,7 @@ class PaintStage(BlockStage):
     """From the truth and the densities to a scene: `signal` (objects positive) and `labels`."""
 
     name = "paint"
+    version = 2
     reads = frozenset({"truth", "densities"})
     writes = "scene"
 

@@ -22,6 +22,7 @@ class ProjectStage(BlockStage):
     """From a noise-free scene to its projections as the microscope shows them; the noise of each apart."""
 
     name = "project"
+    version = 2
     reads = frozenset({"scene"})
     writes = "tilts"
 
