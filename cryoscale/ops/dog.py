@@ -8,16 +8,17 @@ filter is the difference of two Gaussians, computed with one Fourier transform t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from cryoscale.errors import ConfigurationError
+from cryoscale.errors import ConfigurationError, LayoutError
 from cryoscale.geometry import Box, Zyx
+from cryoscale.ops import multirate, multirate_plan
 from cryoscale.ops.gaussian import SLAB, Float32, cutoff, filter_exact, filter_tile, halo_voxels
-from cryoscale.ops.peaks import local_maxima
+from cryoscale.ops.peaks import local_maxima, maxima_inside, maxima_scratch
 from cryoscale.ops.tiles import buffer_shape, filtered_tiles, required_voxels, tile_edge
 
 # A larger tile wastes less on its halo but more on volumes that it does not divide; 192 takes 0.13 GB.
@@ -87,6 +88,11 @@ class Dog:
         return halo_voxels(self.wide)
 
     @property
+    def thinned(self) -> bool:
+        """Whether `dog_candidates` works on a coarse grid: a narrow width of 3.6 voxels or more."""
+        return multirate_plan.factor_for(self.narrow) > 1
+
+    @property
     def terms(self) -> list[tuple[float, float]]:
         """Weight and width of both Gaussians."""
         return [(1.0, self.narrow), (-1.0, self.wide)]
@@ -113,31 +119,83 @@ def difference_of_gaussians(volume_ZYX: npt.ArrayLike, dog: Dog) -> Float32:
 
 
 def candidates_halo(dog: Dog) -> int:
-    """Return how many voxels around a tile `dog_candidates` needs: the filter's reach, and one neighbour."""
-    return dog.halo + 1
+    """Return how many voxels around a tile `dog_candidates` needs: the filter's reach, and one neighbour.
+
+    A wide filter works on whole bricks, so its reach is rounded up to these (`cryoscale.ops.multirate`).
+    """
+    if not dog.thinned:
+        return dog.halo + 1
+    factor = multirate_plan.factor_for(dog.narrow)
+    cells = multirate_plan.brick_cells(dog.narrow, dog.wide)
+    reach = multirate_plan.window_reach(dog.wide, factor) + multirate_plan.SPILL
+    return -(-reach // cells) * cells * factor
+
+
+def tile_voxels(shape: Sequence[int], dog: Dog, tile: int = TILE) -> Zyx:
+    """Return the extent of the tiles of a volume: about `tile`, at most that of the volume.
+
+    Blocks that are unions of these waste nothing.
+    """
+    edge = tile
+    if dog.thinned:
+        factor = multirate_plan.factor_for(dog.narrow)
+        edge = (
+            multirate_plan.tile_bricks(dog.narrow, dog.wide, tile)
+            * multirate_plan.brick_cells(dog.narrow, dog.wide)
+            * factor
+        )
+    return tile_edge(shape, edge)
 
 
 def required_read(core: Box, shape: Sequence[int], dog: Dog, tile: int = TILE) -> Box:
     """Return the box of voxels that `dog_candidates` needs for `core`.
 
-    Every tile that touches `core`, clipped to the volume, grown by `candidates_halo(dog)`; what leaves the
-    volume is reflected back inside. For a core that is a union of tiles this is core plus halo, clipped.
+    Every tile that touches `core`, grown by at most `candidates_halo(dog)` and clipped to the volume.
     """
+    if core.empty:
+        return Box.of((0, 0, 0), (0, 0, 0))
+    if dog.thinned:
+        return multirate.voxels_box(multirate.plan_for(shape, dog.narrow, dog.wide, tile), core)
     return required_voxels(core, shape, tile, candidates_halo(dog))
 
 
-def working_bytes(shape: Sequence[int], dog: Dog, tile: int = TILE) -> int:
+def working_bytes(shape: Sequence[int], dog: Dog, tile: int = TILE, core: Sequence[int] | None = None) -> int:
     """Bound the memory that `dog_candidates` takes beside its input, bytes (without the maxima it returns).
 
-    The buffer, three copies of the kept part of its spectrum, a few planes, the scores of a tile, and the
-    voxels that survive the first tests for a maximum; the narrower the filter, the more of both.
+    Parameters
+    ----------
+    shape : three int
+        Extent of the volume.
+    dog : Dog
+        Widths.
+    tile : int
+        Tile edge, voxels.
+    core : three int, optional
+        Extent of the largest core; the whole volume otherwise. It matters little.
     """
+    if dog.thinned:
+        return _thinned_bytes(Zyx.of(shape), dog, tile, Zyx.of(shape if core is None else core))
+    # The buffer, three copies of the kept part of its spectrum, a few planes, the scores of a tile, and the
+    # voxels that survive the first tests for a maximum; the narrower the filter, the more of both.
     z, y, x = buffer_shape(shape, tile, candidates_halo(dog))
     kept = min(1.0, cutoff(dog.terms) / math.pi)
     spectrum = 8.0 * z * (kept * y + 2.0) * (kept * x / 2.0 + 2.0)
     planes = 4 * SLAB * 8.0 * y * (x // 2 + 1)
     voxels = math.prod(n + 2 for n in tile_edge(shape, tile))
     return math.ceil(4.0 * z * y * x + 3.0 * spectrum + planes + voxels * (6.0 + 32.0 * kept)) + 1_000_000
+
+
+def _thinned_bytes(shape: Zyx, dog: Dog, tile: int, core: Zyx) -> int:
+    """Bound the memory of the coarse way: coarse samples, a tile, a brick."""
+    factor = multirate_plan.factor_for(dog.narrow)
+    brick = multirate_plan.brick_cells(dog.narrow, dog.wide) * factor
+    reach = multirate_plan.window_reach(dog.wide, factor)
+    edge = multirate_plan.tile_bricks(dog.narrow, dog.wide, tile) * brick
+    spans = [min(c + 2 * edge, -(-n // brick) * brick) for c, n in zip(core, shape, strict=True)]
+    samples = math.prod(n // factor + 2 * reach for n in spans)
+    window = math.prod(min(edge, n) // factor + 2 * (reach + multirate_plan.MARGIN) for n in spans)
+    scores = (brick + 2) ** 3
+    return 4 * samples + 28 * window + 24 * scores + 4_000_000
 
 
 def dog_candidates(
@@ -147,13 +205,16 @@ def dog_candidates(
     shape: Sequence[int],
     dog: Dog,
     tile: int = TILE,
+    *,
+    offset: float = 0.0,
+    scale: float = 1.0,
 ) -> tuple[npt.NDArray[np.int64], Float32]:
     """Find every local maximum of the difference of Gaussians of the inverted density inside `core`.
 
     Parameters
     ----------
-    read_ZYX : (Z, Y, X) float
-        Canonical density (objects dark) of the box `read`.
+    read_ZYX : (Z, Y, X) number
+        Voxels of the box `read`; (voxel - offset) times scale is canonical density, objects dark.
     read : Box
         Must contain `required_read(core, shape, dog, tile)`.
     core : Box
@@ -164,6 +225,8 @@ def dog_candidates(
         Widths.
     tile : int
         Tile edge, voxels. Scores differ in the last bits between tile edges, so it belongs to the parameters.
+    offset, scale : float
+        As above: so nobody needs to turn a whole block into floating-point numbers.
 
     Returns
     -------
@@ -176,17 +239,42 @@ def dog_candidates(
     ------
     LayoutError
         `read` is too small.
+
+    Notes
+    -----
+    From a narrow width of 3.6 voxels on, the filter works on every second voxel or fewer along each axis
+    (`cryoscale.ops.multirate`); below, in Fourier space, tile by tile.
     """
-    extent = Zyx.of(shape)
+    found = [(np.empty((0, 3), dtype=np.int64), np.empty(0, dtype=np.float32))]
+    search = _thinned_maxima if dog.thinned else _tile_maxima
+    for positions_N3, scores_N in search(read_ZYX, read, core, Zyx.of(shape), dog, tile, (offset, scale)):
+        mine = np.all((positions_N3 >= core.start) & (positions_N3 < core.stop), axis=1)
+        found.append((positions_N3[mine], scores_N[mine]))
+    positions, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    order = np.lexsort(positions.T[::-1])
+    return positions[order], values[order]
+
+
+def _tile_maxima(
+    read_ZYX: npt.NDArray[np.generic],
+    read: Box,
+    core: Box,
+    shape: Zyx,
+    dog: Dog,
+    tile: int,
+    grey: tuple[float, float],
+) -> Iterator[tuple[npt.NDArray[np.int64], Float32]]:
+    """Yield the maxima of each tile, filtered in Fourier space: positions in the volume, and scores."""
     # Filtering the density by the negated sum inverts it without a copy.
-    terms = [(-weight, sigma) for weight, sigma in dog.terms]
-    found: list[npt.NDArray[np.int64]] = [np.empty((0, 3), dtype=np.int64)]
-    scores: list[Float32] = [np.empty(0, dtype=np.float32)]
+    terms = [(-weight * grey[1], sigma) for weight, sigma in dog.terms]
+
+    if grey[0]:
+        read_ZYX = np.subtract(read_ZYX, np.float32(grey[0]), dtype=np.float32, casting="unsafe")
     tiles = filtered_tiles(
         read_ZYX,
         read,
         core,
-        extent,
+        shape,
         tile=tile,
         halo=dog.halo,
         margin=1,
@@ -195,10 +283,30 @@ def dog_candidates(
     for box, cover, score_ZYX in tiles:
         local_N3 = local_maxima(score_ZYX)
         positions_N3 = local_N3 + np.array(cover.start)
-        inside = box.intersect(core)
-        mine = np.all((positions_N3 >= inside.start) & (positions_N3 < inside.stop), axis=1)
-        found.append(positions_N3[mine])
-        scores.append(score_ZYX[tuple(local_N3[mine].T)])
-    positions, values = np.concatenate(found), np.concatenate(scores)
-    order = np.lexsort(positions.T[::-1])
-    return positions[order], values[order]
+        mine = np.all((positions_N3 >= box.start) & (positions_N3 < box.stop), axis=1)
+        yield positions_N3[mine], score_ZYX[tuple(local_N3[mine].T)]
+
+
+def _thinned_maxima(
+    read_ZYX: npt.NDArray[np.generic],
+    read: Box,
+    core: Box,
+    shape: Zyx,
+    dog: Dog,
+    tile: int,
+    grey: tuple[float, float],
+) -> Iterator[tuple[npt.NDArray[np.int64], Float32]]:
+    """Yield the maxima of each brick, filtered on the coarse grid: positions in the volume, and scores."""
+    if core.empty:
+        return
+    if tuple(read_ZYX.shape) != tuple(read.shape):
+        raise LayoutError(f"the array has shape {read_ZYX.shape} but the box {read} has {tuple(read.shape)}")
+    axes = multirate.plan_for(shape, dog.narrow, dog.wide, tile)
+    needed = multirate.voxels_box(axes, core)
+    for axis, name in enumerate("zyx"):
+        if read.start[axis] > needed.start[axis] or read.stop[axis] < needed.stop[axis]:
+            raise LayoutError(f"axis {name}: {core} needs the voxels of {needed}, but only {read} was read")
+    scratch = maxima_scratch(math.prod(axis.brick + 2 for axis in axes))
+    for box, score_ZYX in multirate.brick_scores(read_ZYX, read, core, axes, offset=grey[0], scale=grey[1]):
+        local_N3 = maxima_inside(score_ZYX, scratch)
+        yield local_N3 + (np.array(box.start) - 1), score_ZYX[tuple(local_N3.T)]

@@ -179,7 +179,7 @@ def _multiplier(
     """Return the sum of weighted Gaussians on the grid of these frequencies (radians per voxel)."""
     total: Float32 | None = None
     for weight, sigma in terms:
-        z, y, x = (_transfer(k, sigma) for k in frequencies)
+        z, y, x = (transfer(k, sigma) for k in frequencies)
         # The outer product is float64 on two axes and float32 on the third: small, and close enough.
         plane = (weight * z[:, None] * y[None, :]).astype(np.float32)
         term = plane[:, :, None] * x.astype(np.float32)[None, None, :]
@@ -189,7 +189,15 @@ def _multiplier(
     return total
 
 
-def _transfer(k: npt.NDArray[np.float64], sigma: float) -> npt.NDArray[np.float64]:
+def gaussian_taps(u: npt.NDArray[np.float64], sigma: float) -> npt.NDArray[np.float64]:
+    """Return a Gaussian sampled at whole voxels `u`, sum 1 over all voxels."""
+    if sigma < _POINT:
+        return np.asarray(u == 0, dtype=np.float64)
+    reach = np.arange(-math.ceil(9.0 * sigma), math.ceil(9.0 * sigma) + 1)
+    return np.asarray(np.exp(-0.5 * (u / sigma) ** 2) / np.exp(-0.5 * (reach / sigma) ** 2).sum())
+
+
+def transfer(k: npt.NDArray[np.float64], sigma: float) -> npt.NDArray[np.float64]:
     """Return the transform of a Gaussian sampled at the voxels, 1 at frequency 0 (Poisson summation)."""
     if sigma < _POINT:
         return np.ones_like(k)

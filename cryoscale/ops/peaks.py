@@ -11,7 +11,10 @@ from scipy.spatial import cKDTree
 from cryoscale.errors import DataError
 
 # Face and edge neighbours of a voxel: the 3 x 3 x 3 cube without its centre and its eight corners.
-_NEIGHBOURS = [o for o in itertools.product((-1, 0, 1), repeat=3) if 0 < sum(map(abs, o)) < 3]
+NEIGHBOURS = [o for o in itertools.product((-1, 0, 1), repeat=3) if 0 < sum(map(abs, o)) < 3]
+
+# Scores compared at once by `local_maxima`: with what is made of them they stay in the processor's cache.
+_IN_CACHE = 200_000
 
 # Bounds the memory of one round of suppression: 32 bytes per pair.
 _MOST_PAIRS = 8_000_000
@@ -34,28 +37,81 @@ def local_maxima(score_ZYX: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
     score = np.asarray(score_ZYX)
     if not score.size:
         return np.empty((0, 3), dtype=np.int64)
-    # The neighbours along x and z are tested everywhere, which is quick; the survivors look up the others.
-    peak = np.empty(score.shape, dtype=bool)
-    for z in range(len(score)):
-        plane = score[z]
-        row = peak[z]
-        row[:, 0] = plane[:, 0] == plane[:, 0]
-        np.greater(plane[:, 1:], plane[:, :-1], out=row[:, 1:])
-        row[:, :-1] &= plane[:, :-1] > plane[:, 1:]
-        if z > 0:
-            row &= plane > score[z - 1]
-        if z + 1 < len(score):
-            row &= plane > score[z + 1]
-    flat = np.flatnonzero(peak)
-    values, centre = score.ravel(), score.ravel()[flat]
-    index = np.stack(np.unravel_index(flat, score.shape), axis=1)
-    for offset in _NEIGHBOURS:
-        place = index + offset
-        inside = np.all((place >= 0) & (place < score.shape), axis=1)
-        jump = (offset[0] * score.shape[1] + offset[1]) * score.shape[2] + offset[2]
-        good = ~inside | (centre > values[np.where(inside, flat + jump, flat)])
-        flat, centre, index = flat[good], centre[good], index[good]
-    return index.astype(np.int64)
+    n_z, n_y, n_x = score.shape
+    found = []
+    # A few planes at a time, with a layer around them that no voxel can lie below.
+    planes = max(1, _IN_CACHE // ((n_y + 2) * (n_x + 2)) - 2)
+    padded = np.full((min(planes, n_z) + 2, n_y + 2, n_x + 2), -np.inf, dtype=score.dtype)
+    scratch = maxima_scratch(padded.size)
+    for start in range(0, n_z, planes):
+        low, high = max(start - 1, 0), min(start + planes + 1, n_z)
+        here = padded[: min(start + planes, n_z) - start + 2]
+        here[[0, -1]] = -np.inf
+        here[low - start + 1 : high - start + 1, 1:-1, 1:-1] = score[low:high]
+        found.append(maxima_inside(here, scratch) + np.array([start - 1, -1, -1]))
+    return np.concatenate(found)
+
+
+def maxima_inside(
+    score_ZYX: npt.NDArray[np.float32], scratch: npt.NDArray[np.bool_] | None = None
+) -> npt.NDArray[np.int64]:
+    """Find local maxima as `local_maxima` does, but not in the outermost layer of the array.
+
+    Parameters
+    ----------
+    score_ZYX : (Z, Y, X) float
+        Contiguous; at least three voxels along each axis. The outermost layer is looked at, not searched.
+    scratch : (3, N) bool, optional
+        From `maxima_scratch`.
+
+    Returns
+    -------
+    positions_N3 : (N, 3) int64
+        Voxels z, y, x of the array, in raster order.
+
+    Notes
+    -----
+    One comparison per axis tells both sides: a voxel stays if it is greater than the one before and the next
+    is not greater than it. Rows run on into each other, which only matters in the outermost layer. What
+    survives, one voxel in a hundred or so, is compared with all its neighbours.
+    """
+    _, n_y, n_x = score_ZYX.shape
+    flat = score_ZYX.reshape(-1)
+    steps = (n_y * n_x, n_x, 1)
+    first = sum(steps)
+    last = len(flat) - first
+    rises, turns, peaks = scratch if scratch is not None else maxima_scratch(len(flat))
+    peaks[last - first :] = False  # words are looked at whole
+    peak, turn = peaks[: last - first], turns[: last - first]
+    for step in steps:
+        # rise[i]: voxel first - step + i is lower than the one a step on.
+        rise = np.greater(
+            flat[first : last + step], flat[first - step : last], out=rises[: last - first + step]
+        )
+        if step == steps[0]:
+            np.greater(rise[:-step], rise[step:], out=peak)
+        else:
+            np.greater(rise[:-step], rise[step:], out=turn)
+            np.logical_and(peak, turn, out=peak)
+    place = _true_places(peaks) + first
+    x, y = place % n_x, place // n_x % n_y
+    place = place[(x > 0) & (x < n_x - 1) & (y > 0) & (y < n_y - 1)]
+    around = np.array([sum(o * step for o, step in zip(offset, steps, strict=True)) for offset in NEIGHBOURS])
+    highest = flat[place[:, None] + around].max(axis=1)  # NaN if one of them is
+    place = place[flat[place] > highest]
+    return np.stack(np.unravel_index(place, score_ZYX.shape), axis=1).astype(np.int64)
+
+
+def maxima_scratch(voxels: int) -> npt.NDArray[np.bool_]:
+    """Make the room that `maxima_inside` needs for an array of so many voxels, to be used again."""
+    return np.zeros((3, -(-voxels // 8) * 8), dtype=bool)
+
+
+def _true_places(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Return where a sparse mask, of a multiple of eight voxels, is true: words first, then their bytes."""
+    words = np.flatnonzero(mask.view(np.uint64) != 0)
+    row, byte = np.nonzero(mask.reshape(-1, 8)[words])
+    return np.asarray(words[row] * 8 + byte, dtype=np.int64)
 
 
 def range_threshold(scores_N: npt.ArrayLike, t: float = 3.0) -> float:

@@ -19,7 +19,7 @@ from cryoscale.data.tables import read_table, write_table
 from cryoscale.data.tomogram import Tomogram
 from cryoscale.errors import ConfigurationError, DataError
 from cryoscale.geometry import Block, Box, Grid, Zyx, pick_order, round_up, voxels_of
-from cryoscale.ops.dog import TILE, Dog, dog_candidates, required_read, working_bytes
+from cryoscale.ops.dog import TILE, Dog, dog_candidates, required_read, tile_voxels, working_bytes
 from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan
 from cryoscale.stages.patching import smoothed_statistics, statistics_notes
 
@@ -36,7 +36,7 @@ class PickStage(BlockStage):
     """
 
     name = "pick"
-    version = 2
+    version = 3
     reads = frozenset({"tomogram"})
     writes = "picks"
 
@@ -49,14 +49,18 @@ class PickStage(BlockStage):
             return Plan(((),), 512 * 2**20)
         dog = dog_for(access.config.pick, level)
         wanted = _wanted_slab(access, level)
-        edge = round_up(access.config.execution.block_voxels, TILE)
-        cells = Grid.of(level.shape, edge).boxes()
+        edges = [
+            round_up(access.config.execution.block_voxels, n) for n in tile_voxels(level.shape, dog, TILE)
+        ]
+        cells = Grid.of(level.shape, edges).boxes()
         blocks: list[Block] = []
         for core in (cell.intersect(wanted) for cell in cells):
             if not core.empty:
                 blocks.append(Block(len(blocks), core, required_read(core, level.shape, dog, TILE)))
         read = max((block.read.voxels for block in blocks), default=0)
-        finding = read * 12 + working_bytes(level.shape, dog, TILE)
+        largest = [max(sides) for sides in zip(*(block.core.shape for block in blocks), strict=True)]
+        # The voxels as stored, at most four bytes each; as much on the way to them; and without their mean.
+        finding = read * (8 if dog.thinned else 12) + working_bytes(level.shape, dog, TILE, largest)
         expected = expected_candidates(sum(block.core.voxels for block in blocks), dog)
         pairs = min(expected * 32, 8_000_000) * 40  # what suppression compares at once
         sealing = expected * SEAL_BYTES + pairs + STATISTICS_BYTES
@@ -73,12 +77,16 @@ class PickStage(BlockStage):
         tomogram = access.open_tomogram()
         number = access.working_level()
         level = tomogram.facts.levels[number]
+        statistics = tomogram.facts.statistics[number]
+        scale = (-1.0 if tomogram.facts.bright else 1.0) / statistics.sd  # canonical, as `read_canonical`
         dog = dog_for(access.config.pick, level)
         parts = access.parts()
 
         def pick(block: Block) -> BlockReport:
-            density = tomogram.read_canonical(number, block.read)
-            positions_N3, scores_N = dog_candidates(density, block.read, block.core, level.shape, dog, TILE)
+            voxels = tomogram.pyramid.read(number, block.read)
+            positions_N3, scores_N = dog_candidates(
+                voxels, block.read, block.core, level.shape, dog, TILE, offset=statistics.mean, scale=scale
+            )
             z, y, x = positions_N3.astype(np.int32).T
             write_table(parts, _part(block), {"z": z, "y": y, "x": x, "score": scores_N})
             return BlockReport(empty=not len(scores_N), voxels=block.core.voxels)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cryoscale.errors import ConfigurationError, DataError, LayoutError
 from cryoscale.geometry import Box, Grid, Zyx
-from cryoscale.ops.blend import Windows, weight_window
+from cryoscale.ops.blend import Windows, most_likely, weight_window
 from cryoscale.ops.tiles import reflected
 
 layouts = st.tuples(
@@ -99,3 +99,49 @@ def test_misuse_is_refused():
         windows.accumulate(core, starts, [np.full((2, 4, 4, 4), np.nan)] * len(starts), 2)
     assert windows.starts_for(Box.of((8, 0, 0), (9, 2, 2))) == []
     assert windows.read_box(Box.of((8, 0, 0), (9, 2, 2))).empty
+
+
+def weighted(windows, volume, core):
+    weight = weight_window(windows.size)
+    for probs in predict(windows, volume, core):
+        yield probs * weight
+
+
+@settings(max_examples=40, deadline=None)
+@given(windows=layouts, edge=st.tuples(*[st.integers(2, 20)] * 3), seed=st.integers(0, 99))
+def test_labels_are_the_largest_of_the_blend_whatever_the_block(windows, edge, seed):
+    volume = np.random.default_rng(seed).random(windows.shape, dtype=np.float32)
+    whole = Box.whole(windows.shape)
+    starts = windows.starts_for(whole)
+    blended = windows.accumulate(whole, starts, predict(windows, volume, whole), 2)
+    together = windows.labels(whole, starts, weighted(windows, volume, whole), 2)
+    sure = np.abs(blended[1] - blended[0]) > 1e-5
+    np.testing.assert_array_equal(together[sure], blended.argmax(axis=0)[sure])
+    for core in Grid.of(windows.shape, edge).boxes():
+        part = windows.labels(core, windows.starts_for(core), weighted(windows, volume, core), 2)
+        np.testing.assert_array_equal(part, together[core.slices])
+
+
+def test_misuse_of_labels_is_refused():
+    windows = Windows.of((8, 8, 8), 4, 1)
+    core = Box.of((0, 0, 0), (2, 2, 2))
+    starts = windows.starts_for(core)
+    good = [np.ones((2, 4, 4, 4), np.float32)] * len(starts)
+    assert not windows.labels(core, starts, good, 2).any()
+    with pytest.raises(LayoutError, match="not those"):
+        windows.labels(core, [], good, 2)
+    with pytest.raises(LayoutError, match="not one prediction"):
+        windows.labels(core, starts, good[1:], 2)
+    with pytest.raises(LayoutError, match="expected"):
+        windows.labels(core, starts, good, 3)
+    with pytest.raises(DataError, match="not finite"):
+        windows.labels(core, starts, [one * np.float32(np.nan) for one in good], 2)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5, 256])
+def test_most_likely_is_the_first_argmax(classes):
+    votes = np.random.default_rng(0).integers(0, 4, (classes, 3, 5, 7)).astype(np.float32)  # many ties
+    np.testing.assert_array_equal(most_likely(votes), votes.argmax(axis=0))
+    votes[classes // 2, 1, 2, 3] = np.nan
+    with pytest.raises(DataError, match="not finite"):
+        most_likely(votes)

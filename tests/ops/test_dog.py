@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 
 from cryoscale.errors import ConfigurationError, LayoutError
 from cryoscale.geometry import Box, Grid
+from cryoscale.ops import multirate
 from cryoscale.ops.dog import (
     Dog,
     candidates_halo,
     difference_of_gaussians,
     dog_candidates,
     required_read,
+    tile_voxels,
     working_bytes,
 )
 from cryoscale.ops.gaussian import smooth_exact
@@ -33,7 +35,7 @@ def test_widths_compose():
     assert dog.narrow == pytest.approx(math.sqrt(4 + 25))
     assert dog.wide == pytest.approx(math.sqrt(4 + 5.5**2))
     assert dog.halo == 36
-    assert candidates_halo(dog) == 37
+    assert candidates_halo(dog) == 48
     volume = noise((20, 22, 24))
     smooth = smooth_exact(volume, 2.0)
     by_steps = smooth_exact(smooth, 5.0) - smooth_exact(smooth, 5.5)
@@ -84,6 +86,63 @@ def test_dark_blobs_are_found_at_their_centres():
     assert np.sort(scores)[-3] > 0
 
 
+WIDE = [Dog(3.6, 1.1), Dog.of_paper(), Dog(7.2, 1.2), Dog(4.0, 2.0), Dog(12.0, 1.05)]
+WIDE_IDS = ["by 2", "paper: by 3", "by 4", "wide ratio", "by 6"]
+
+
+@pytest.mark.parametrize("dog", WIDE, ids=WIDE_IDS)
+@pytest.mark.parametrize("shape", [(70, 101, 113), (5, 64, 40), (1, 1, 150)])
+def test_the_coarse_grid_gives_the_scores_and_maxima_of_the_exact_filter(dog, shape):
+    assert dog.thinned
+    volume, whole = noise(shape, 3), Box.whole(shape)
+    positions, scores = dog_candidates(volume, whole, whole, shape, dog, tile=48)
+    expected, exact = exact_maxima(volume, dog)
+    found, truth = {tuple(p) for p in positions.tolist()}, {tuple(p) for p in expected.tolist()}
+    assert len(truth) > 0 or shape == (5, 64, 40)
+    np.testing.assert_allclose(scores, exact[tuple(positions.T)], atol=1.5e-5 * exact.std())
+    # A maximum may move to a neighbour that is as high within the error.
+    for place in found ^ truth:
+        box = Box.of(place, [v + 1 for v in place]).grow(1).intersect(whole)
+        assert np.diff(np.sort(exact[box.slices].ravel())).min() < 4e-5 * exact.std()
+    assert len(found ^ truth) <= max(2, len(truth) // 100)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    shape=st.tuples(st.integers(2, 60), st.integers(20, 150), st.integers(20, 150)),
+    edge=st.tuples(st.integers(20, 70), st.integers(30, 90), st.integers(30, 90)),
+    tile=st.integers(30, 110),
+    seed=st.integers(0, 999),
+    dog=st.sampled_from(WIDE[:4]),
+)
+def test_any_division_into_cores_gives_the_same_bits_on_the_coarse_grid(shape, edge, tile, seed, dog):
+    same_bits_for_any_cores(shape, edge, tile, seed, dog)
+
+
+def test_a_constant_and_a_slope_leave_no_score_on_the_coarse_grid():
+    shape = (40, 50, 60)
+    whole, dog = Box.whole(shape), Dog(4.0)
+    volume = np.full(shape, 3.0, np.float32)
+    axes = multirate.plan_for(shape, dog.narrow, dog.wide, 128)
+    for brick, score in multirate.brick_scores(volume, whole, whole, axes):
+        inside = brick.grow(1).intersect(whole)
+        assert np.abs(score[inside.relative_to(brick.grow(1).start).slices]).max() < 2e-6
+
+
+def test_whole_tiles_read_their_halo_and_no_more():
+    shape, dog = (300, 600, 600), Dog.of_paper()
+    tile = tile_voxels(shape, dog)
+    assert tile == (144, 144, 144)
+    core = Box.of((0, 144, 288), (144, 288, 432))
+    read = required_read(core, shape, dog)
+    assert read == core.grow(candidates_halo(dog)).intersect(Box.whole(shape))
+    small = Box.of(read.start, [read.stop.z, read.stop.y, read.stop.x - 1])
+    with pytest.raises(LayoutError, match="axis x"):
+        dog_candidates(np.zeros(small.shape, np.float32), small, core, shape, dog)
+    with pytest.raises(LayoutError, match="the array has shape"):
+        dog_candidates(np.zeros((3, 3, 3), np.float32), read, core, shape, dog)
+
+
 def exact_maxima(volume, dog):
     score = difference_of_gaussians(-volume, dog)
     return local_maxima(score), score
@@ -119,12 +178,16 @@ def test_tiles_find_the_maxima_of_the_exact_filter(shape, tile, seed, sigma):
     seed=st.integers(0, 999),
 )
 def test_any_division_into_cores_gives_the_same_bits(shape, edge, tile, seed):
+    same_bits_for_any_cores(shape, edge, tile, seed, DOG)
+
+
+def same_bits_for_any_cores(shape, edge, tile, seed, dog):
     volume, whole = noise(shape, seed), Box.whole(shape)
-    together = dog_candidates(volume, whole, whole, shape, DOG, tile)
+    together = dog_candidates(volume, whole, whole, shape, dog, tile)
     positions, scores = [], []
     for core in Grid.of(shape, edge).boxes():
-        read = required_read(core, shape, DOG, tile)
-        part = dog_candidates(volume[read.slices].copy(), read, core, shape, DOG, tile)
+        read = required_read(core, shape, dog, tile)
+        part = dog_candidates(volume[read.slices].copy(), read, core, shape, dog, tile)
         positions.append(part[0])
         scores.append(part[1])
     joined, values = np.concatenate(positions), np.concatenate(scores)
@@ -162,7 +225,9 @@ def test_a_constant_volume_has_no_candidates():
     assert scores.dtype == np.float32
 
 
-@pytest.mark.parametrize("dog", [Dog.of_paper(), Dog(0.5), Dog(1.5)], ids=["paper", "narrow", "middle"])
+@pytest.mark.parametrize(
+    "dog", [Dog.of_paper(), Dog(0.5), Dog(1.5), Dog(12.0)], ids=["paper", "narrow", "middle", "wide"]
+)
 def test_memory_stays_below_the_promise(dog):
     shape, whole = (96, 100, 90), Box.whole((96, 100, 90))
     volume = noise(shape)
@@ -175,3 +240,19 @@ def test_memory_stays_below_the_promise(dog):
         tracemalloc.stop()
     promise = working_bytes(shape, dog, 90)
     assert promise / 4 < peak < promise
+
+
+@pytest.mark.parametrize("dog", [Dog.of_paper(), Dog(8.0), Dog(2.0)], ids=str)
+def test_threads_of_products_change_no_bit(dog):
+    """One process has all cores, a Dask worker has one: the picks must be the same."""
+    from threadpoolctl import threadpool_limits
+
+    shape = (96, 150, 130)
+    volume = np.random.default_rng(3).standard_normal(shape, dtype=np.float32)
+    whole, found = Box.whole(shape), []
+    for threads in (1, 2, 4):
+        with threadpool_limits(threads):
+            found.append(dog_candidates(volume, whole, whole, shape, dog))
+    for positions_N3, scores_N in found[1:]:
+        np.testing.assert_array_equal(positions_N3, found[0][0])
+        np.testing.assert_array_equal(scores_N, found[0][1])
