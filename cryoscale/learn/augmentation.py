@@ -63,7 +63,27 @@ def random_turns(
     box = tuple(inputs_NCZYX.shape[-3:])
     turns = turns_of((box[0], box[1], box[2]), mirror=mirror)
     drawn = rng.integers(len(turns), size=len(inputs_NCZYX))
-    inputs = torch.stack([turned(item, turns[k]) for item, k in zip(inputs_NCZYX, drawn, strict=True)])
-    if targets_N is None:
-        return inputs, None
-    return inputs, torch.stack([turned(item, turns[k]) for item, k in zip(targets_N, drawn, strict=True)])
+    places_NV = _places(box, [turns[k] for k in drawn], inputs_NCZYX.device)
+    return _gathered(inputs_NCZYX, places_NV), None if targets_N is None else _gathered(targets_N, places_NV)
+
+
+def _places(box: tuple[int, ...], turns: list[Turn], device: torch.device) -> Tensor:
+    """Say where each voxel of each turned patch comes from, (N, V): a sum of one number per axis."""
+    strides = (box[1] * box[2], box[2], 1)
+    first, steps = [], []
+    for order, flips in turns:
+        signed = [-strides[axis] if new in flips else strides[axis] for new, axis in enumerate(order)]
+        steps.append(signed)
+        first.append(-sum(step * (side - 1) for step, side in zip(signed, box, strict=True) if step < 0))
+    first_N, steps_N3 = torch.tensor(first, device=device), torch.tensor(steps, device=device)
+    z, y, x = (
+        torch.arange(side, device=device) * steps_N3[:, axis, None] for axis, side in enumerate(box)
+    )  # each (N, side)
+    places = (first_N[:, None] + z)[:, :, None, None] + (y[:, :, None] + x[:, None, :])[:, None]
+    return places.flatten(1)
+
+
+def _gathered(volumes: Tensor, places_NV: Tensor) -> Tensor:
+    count, voxels = places_NV.shape
+    lead = volumes.reshape(count, -1, voxels)
+    return lead.gather(2, places_NV[:, None].expand_as(lead)).view(volumes.shape)

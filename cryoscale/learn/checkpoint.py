@@ -124,7 +124,9 @@ def _under(prefix: str, state: State) -> dict[str, Tensor]:
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    return value.clone() if value.ndim == 0 else torch.empty_like(parameter).copy_(value)
+    if value.ndim == 0:  # Adam's number of steps: the fused one wants it beside the parameter
+        return value.to(parameter.device, copy=True)
+    return torch.empty_like(parameter).copy_(value)
 
 
 def copied(state: dict[str, Tensor]) -> dict[str, Tensor]:

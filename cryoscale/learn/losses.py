@@ -29,6 +29,10 @@ class Loss(Protocol):
         """Compare the network's output with the inputs or the targets."""
         ...
 
+    def weight(self, inputs: Tensor, targets: Tensor | None) -> float:
+        """Give what these items count in the mean over a batch that is worked through in parts."""
+        ...
+
 
 @dataclass(frozen=True)
 class AutoencoderLoss:
@@ -61,6 +65,10 @@ class AutoencoderLoss:
         size = codes_NF.float().abs().sum(dim=1).mean()
         sparsity = self.l1 * self.reference_batch * size
         return error + sparsity, {"reconstruction": error.detach(), "sparsity": sparsity.detach()}
+
+    def weight(self, inputs: Tensor, targets: Tensor | None) -> float:
+        """Count the items."""
+        return float(len(inputs))
 
 
 IGNORED = 255  # the target value of voxels that count for nothing
@@ -103,6 +111,10 @@ class SegmentationLoss:
         )
         right = (output.detach().argmax(dim=1) == wanted).sum() / known
         return per_voxel.sum() / known, {"accuracy": right}
+
+    def weight(self, inputs: Tensor, targets: Tensor | None) -> float:
+        """Count the voxels that somebody knows the class of."""
+        return 0.0 if targets is None else float((targets != self.ignored).sum())
 
 
 def class_weights_of(targets: npt.NDArray[Any], n_classes: int, *, power: float = 0.5) -> tuple[float, ...]:

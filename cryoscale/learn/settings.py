@@ -10,6 +10,13 @@ from cryoscale.errors import ConfigurationError
 if TYPE_CHECKING:
     from torch import Tensor
 
+PART_VOXELS = 4 * 32**3
+"""On a processor a batch is worked through in parts of at most so many voxels, whose gradients are added up.
+
+32 channels of them are 16 MiB: the C library gives tensors beyond 32 MiB back to the system at once, and
+asking for the pages again takes as long as the convolutions. A part of few patches also fits the caches.
+"""
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -35,8 +42,9 @@ class TrainSettings:
         CPU threads of torch; the bits of a result depend on it.
     device : str
         "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
-    precision : {"float32", "bfloat16"}
-        "bfloat16" is autocast: products in bfloat16, weights and losses in float32.
+    precision : {"float32", "bfloat16", "auto"}
+        "bfloat16" is autocast: products in bfloat16, weights and losses in float32. "auto" is that where the
+        hardware multiplies in bfloat16.
     augment : bool
         Turn the patches of each training batch at random, unless `fit` is given its own augmentation.
     """
@@ -51,7 +59,7 @@ class TrainSettings:
     seed: int = 0
     threads: int = 1
     device: str = "cpu"
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
     augment: bool = False
 
     def __post_init__(self) -> None:
@@ -67,9 +75,9 @@ class TrainSettings:
                 f"learning_rate = {self.learning_rate} must be positive,"
                 f" min_delta = {self.min_delta} not negative."
             )
-        if self.precision not in ("float32", "bfloat16"):
+        if self.precision not in ("auto", "float32", "bfloat16"):
             raise ConfigurationError(
-                f"precision = {self.precision!r} is unknown.", remedy="Use float32 or bfloat16."
+                f"precision = {self.precision!r} is unknown.", remedy="Use auto, float32 or bfloat16."
             )
 
 
@@ -94,3 +102,4 @@ class TrainResult:
     history: list[EpochRecord]
     best_epoch: int
     stopped_reason: Literal["patience", "epochs"]
+    precision: str = "float32"  # of the products: what "auto" turned out to be

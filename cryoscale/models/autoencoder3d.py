@@ -17,7 +17,15 @@ import torch.nn.functional as torch_f
 from torch import Tensor, nn
 
 from cryoscale.errors import ConfigurationError
-from cryoscale.models.layers import check_sides, conv3d, initialise, linear
+from cryoscale.models.layers import (
+    check_sides,
+    conv3d,
+    conv_to_one3d,
+    initialise,
+    linear,
+    pooled_conv3d,
+    upsampled_conv_relu3d,
+)
 
 PURPOSE = "encode patches without labels, decode centres and members of clusters"
 SOURCE = "Zeng, Leung, Zeev-Ben-Mordehai, Xu 2018, doi:10.1016/j.jsb.2017.12.015"
@@ -96,18 +104,17 @@ class Autoencoder3D(nn.Module):
 
     def encode(self, patches_NCZYX: Tensor) -> Tensor:
         """Turn patches (N, 1, Z, Y, X) into codes (N, F)."""
-        x = torch_f.max_pool3d(torch_f.relu(self.encoder_conv1(patches_NCZYX)), 2)
-        x = torch_f.max_pool3d(torch_f.relu(self.encoder_conv2(x)), 2)
+        x = pooled_conv3d(patches_NCZYX, self.encoder_conv1)
+        x = pooled_conv3d(x, self.encoder_conv2)
         return self._activate(self.encoder_dense(x.flatten(1)))
 
     def decode(self, codes_NF: Tensor) -> Tensor:
         """Turn codes (N, F) into patches (N, 1, Z, Y, X)."""
         x = torch_f.relu(self.decoder_dense(codes_NF))
         x = x.reshape(-1, self.channels, *self._small)
-        x = torch_f.relu(self.decoder_conv1(torch_f.interpolate(x, scale_factor=2.0, mode="nearest")))
-        x = torch_f.relu(self.decoder_conv2(torch_f.interpolate(x, scale_factor=2.0, mode="nearest")))
-        decoded_NCZYX: Tensor = self.decoder_conv3(x)
-        return decoded_NCZYX
+        x = upsampled_conv_relu3d(x, self.decoder_conv1)
+        x = upsampled_conv_relu3d(x, self.decoder_conv2)
+        return conv_to_one3d(x, self.decoder_conv3)
 
     def forward(self, patches_NCZYX: Tensor) -> tuple[Tensor, Tensor]:
         """Give the reconstruction (N, 1, Z, Y, X) and the codes (N, F)."""

@@ -12,11 +12,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as torch_f
 from torch import Tensor, nn
 
 from cryoscale.errors import ConfigurationError
-from cryoscale.models.layers import check_sides, conv3d, initialise
+from cryoscale.models.layers import (
+    check_sides,
+    conv3d,
+    conv_relu3d,
+    initialise,
+    pooled_conv3d,
+    upsampled_conv_relu3d,
+)
 
 PURPOSE = "segment patches or whole tomograms, trained on masks of decoded cluster members"
 SOURCE = "Zeng, Leung, Zeev-Ben-Mordehai, Xu 2018, doi:10.1016/j.jsb.2017.12.015"
@@ -83,10 +89,10 @@ class EDSS3D(nn.Module):
         sides = tuple(patches_NCZYX.shape[2:])
         if all(type(side) is int for side in sides):  # while the network is traced they are symbols
             check_sides(sides, ALIGNMENT, "edss3d")
-        x = torch_f.max_pool3d(torch_f.relu(self.conv1(patches_NCZYX)), 2)
-        x = torch_f.max_pool3d(torch_f.relu(self.conv2(x)), 2)
-        x = torch_f.relu(self.conv3(x))
-        x = torch_f.relu(self.conv4(torch_f.interpolate(x, scale_factor=2.0, mode="nearest")))
-        x = torch_f.relu(self.conv5(torch_f.interpolate(x, scale_factor=2.0, mode="nearest")))
+        x = pooled_conv3d(patches_NCZYX, self.conv1)
+        x = pooled_conv3d(x, self.conv2)
+        x = conv_relu3d(x, self.conv3)
+        x = upsampled_conv_relu3d(x, self.conv4)
+        x = upsampled_conv_relu3d(x, self.conv5)
         logits_NLZYX: Tensor = self.classify(x)
         return logits_NLZYX

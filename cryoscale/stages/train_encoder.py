@@ -19,6 +19,7 @@ from cryoscale.stages.networks import (
 )
 from cryoscale.stages.patching import PatchReader
 from cryoscale.stages.training import (
+    batch_bytes,
     card_of,
     finished_card,
     gather_sample,
@@ -28,6 +29,7 @@ from cryoscale.stages.training import (
     settings_for,
     train,
     training_bytes,
+    voxels_at_work,
 )
 
 MEASURED = 4096  # patches, over all of the sample, whose codes say how much of them is dead, and the gain
@@ -38,7 +40,7 @@ class TrainEncoderStage(WholeStage):
     """From patches to the weights of an autoencoder."""
 
     name = "train_encoder"
-    version = 4
+    version = 5
     engine = "model"
     reads = frozenset({"tomogram", "picks"})
     writes = "encoder"
@@ -87,15 +89,16 @@ class TrainEncoderStage(WholeStage):
             return 0
         box = Zyx.of(access.config.patch.box)
         rows = min(config.max_patches, sum(access.pick_count(t) for t in access.tomograms))
-        # Of each voxel of a patch: C channels at full and at half resolution, before and after the ReLU.
-        activations = 4 * config.batch_size * box.voxels * (4 + config.channels * 4)
+        # Of each voxel at work: C channels at full and at half resolution, their gradients, 27 neighbours.
+        activations = 4 * voxels_at_work(config.batch_size, box.voxels) * (32 + config.channels * 4)
         features = config.channels * (box.voxels // 64) * config.dimension * 2
         weights = 4 * (features + 4 * 27 * config.channels**2)
         gather = max(PatchReader.for_access(access, t).bytes_per_gather() for t in access.tomograms)
         if config.invariant_weight:  # after the training, while its best weights are still there
             added = invariants_bytes({"invariants": expected_invariants(box)}, box)
             gather = max(gather, 7 * weights + added)
-        return training_bytes(activations, weights, 4 * rows * box.voxels, gather)
+        batch = batch_bytes(config.batch_size, box.voxels)
+        return training_bytes(activations + batch, weights, 4 * rows * box.voxels, gather)
 
 
 def _architecture(access: Access) -> dict[str, Any]:

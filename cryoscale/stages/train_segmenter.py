@@ -22,6 +22,7 @@ from cryoscale.stages.masks import OTSU_ROWS, class_level
 from cryoscale.stages.networks import open_decoder
 from cryoscale.stages.patching import PatchReader
 from cryoscale.stages.training import (
+    batch_bytes,
     card_of,
     finished_card,
     gather_sample,
@@ -31,6 +32,7 @@ from cryoscale.stages.training import (
     settings_for,
     train,
     training_bytes,
+    voxels_at_work,
 )
 
 Patches = npt.NDArray[np.float32]
@@ -43,7 +45,7 @@ class TrainSegmenterStage(WholeStage):
     """From a selection of clusters to the weights of a segmentation network."""
 
     name = "train_segmenter"
-    version = 5
+    version = 6
     engine = "model"
     reads = frozenset({"tomogram", "picks", "encodings", "encoder", "clusters", "assignments", "selection"})
     writes = "segmenter"
@@ -99,9 +101,11 @@ class TrainSegmenterStage(WholeStage):
         box = Zyx.of(access.config.patch.box)
         picks = sum(access.pick_count(t) for t in access.tomograms)
         rows = min(round(config.max_patches * (1 + config.background_share)) + 1, picks)
-        # Two convolutions of C channels at full resolution, with their ReLUs, and the logits with their loss.
+        # Two convolutions of C channels at full resolution, their gradients, and the logits with their loss.
         classes = 1 + len(access.selection().classes)
-        activations = 4 * config.batch_size * box.voxels * (4 + config.channels * 6 + classes * 4)
+        at_work = voxels_at_work(config.batch_size, box.voxels)
+        activations = 4 * at_work * (32 + config.channels * 6 + classes * 4)
+        activations += batch_bytes(config.batch_size, box.voxels)
         weights = 4 * 5 * 27 * config.channels**2
         gather = max(PatchReader.for_access(access, t).bytes_per_gather() for t in access.tomograms)
         tables = 24 * max(access.pick_count(t) for t in access.tomograms) + MASK_ROWS * box.voxels * 16

@@ -182,13 +182,25 @@ def finished_card(access: Access, name: str) -> dict[str, Any] | None:
     return card
 
 
+def voxels_at_work(batch_size: int, voxels: int) -> int:
+    """Return how many voxels go through a network together: a batch, or a part of it."""
+    from cryoscale.learn.settings import PART_VOXELS
+
+    return min(batch_size * voxels, max(voxels, PART_VOXELS))
+
+
+def batch_bytes(batch_size: int, voxels: int) -> int:
+    """Bound a batch as it is made: inputs, targets, both turned, and where each voxel comes from."""
+    return batch_size * voxels * (2 * 4 + 2 * 1 + 2 * 8)
+
+
 def training_bytes(activations: int, weights: int, sample: int, gather: int) -> int:
     """Bound a training's memory, bytes.
 
     Parameters
     ----------
     activations : int
-        What one batch leaves for its gradients.
+        What one batch, or the part of it at work, leaves for its gradients.
     weights : int
         The parameters; they are there six times: with gradients, two moments, the best ones, and twice in a
         checkpoint that is being written.
@@ -232,6 +244,7 @@ def card_of(
             "best_epoch": result.best_epoch,
             "stopped": result.stopped_reason,
             "threads": settings.threads,
+            "precision": result.precision,
             "upstream": dict(access.upstream),
         },
         "patch": access.config.patch.model_dump(mode="json"),

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from cryoscale.errors import ConfigurationError, DataError, StateError
+from cryoscale.learn.hardware import precision_of
 from cryoscale.learn.losses import AutoencoderLoss, SegmentationLoss
 from cryoscale.learn.training import EpochRecord, TrainSettings, fit, split_rows
 from cryoscale.models.autoencoder3d import Autoencoder3D
@@ -65,7 +66,9 @@ def without_seconds(history):
 
 @pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_killed_training_goes_on_to_the_same_bits(augment, precision):
+@pytest.mark.parametrize("part_voxels", [2 * 8**3, 2**17])
+def test_a_killed_training_goes_on_to_the_same_bits(augment, precision, part_voxels, monkeypatch):
+    monkeypatch.setattr("cryoscale.learn.loop.PART_VOXELS", part_voxels)
     settings = TrainSettings(epochs=5, batch_size=5, seed=3, augment=augment, precision=precision)
     patches = patches_of(23)
     undisturbed = fit(network(), patches, None, AutoencoderLoss(), settings)
@@ -185,6 +188,39 @@ def test_one_epoch_is_plain_adam_over_the_shuffled_batches():
         optimiser.step()
     for name, value in module.state_dict().items():
         torch.testing.assert_close(result.best_state[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("segment", [False, True])
+def test_a_batch_worked_through_in_parts_is_the_same_batch(segment, monkeypatch):
+    patches = patches_of(14)
+    targets = None
+    if segment:  # patches of which more, less and nothing is known
+        targets = np.random.default_rng(1).integers(0, 2, size=(14, *BOX)).astype(np.uint8)
+        for n in range(14):
+            targets[n, : n % 9] = 255
+    results = []
+    for voxels in (1, 2 * 8**3, 2**17):
+        monkeypatch.setattr("cryoscale.learn.loop.PART_VOXELS", voxels)
+        module = EDSS3D(2, channels=3) if segment else network()
+        loss = SegmentationLoss() if segment else AutoencoderLoss()
+        results.append(fit(module, patches, targets, loss, QUICK))
+    whole = results.pop()
+    for result in results:
+        assert not same_bits(result.best_state, whole.best_state), "there were no parts"
+        for record, wanted in zip(result.history, whole.history, strict=True):
+            assert record.train_loss == pytest.approx(wanted.train_loss, rel=1e-4)
+            assert record.validation_loss == pytest.approx(wanted.validation_loss, rel=1e-4)
+            assert record.train_parts == pytest.approx(wanted.train_parts, rel=1e-3)
+
+
+def test_auto_is_a_precision_of_this_machine():
+    settings = TrainSettings(epochs=1, precision="auto")
+    result = fit(network(), patches_of(10), None, AutoencoderLoss(), settings)
+    assert result.precision == precision_of("auto", torch.device("cpu"))
+    assert result.precision in ("float32", "bfloat16")
+    asked = TrainSettings(epochs=1, precision=result.precision)
+    again = fit(network(), patches_of(10), None, AutoencoderLoss(), asked)
+    assert same_bits(result.best_state, again.best_state)
 
 
 def test_an_autoencoder_learns_what_is_common_to_the_patches():
@@ -337,6 +373,7 @@ def test_what_the_process_had_is_put_back():
     fit(network(), patches_of(6), None, AutoencoderLoss(), TrainSettings(epochs=1, threads=threads + 1))
     assert torch.get_num_threads() == threads
     assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
     assert torch.equal(state, torch.get_rng_state())
 
 
