@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/installed.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench-weak check lint types imports format clean
+.PHONY: help install demo test test-slow bench bench-weak check lint types imports format clean
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -31,6 +31,12 @@ test-slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 SIZE ?= small
+DEVICE ?= cpu
+REPORT ?= benchmarks/reports/$(shell date +%F)-$(SIZE)-$(DEVICE)
+bench: $(STAMP) ## kernels, store and stages beside peers, with a dated report; DEVICE=cuda, SIZE=full on a GPU
+	$(BIN)/python -m benchmarks run --size $(SIZE) --device $(DEVICE) --out build/bench-$(DEVICE)
+	$(BIN)/python -m benchmarks report --out build/bench-$(DEVICE) --to $(REPORT)
+
 bench-weak: $(STAMP) ## what the weak pipeline achieves on simulated cells; SIZE=full wants a GPU
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.weak_pipeline build/weak-pipeline --size $(SIZE)
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.weak_pipeline.tables import write_tables
 
-REPORTS = Path(__file__).parents[1] / "benchmarks" / "reports"
+REPORTS = Path(__file__).parents[2] / "benchmarks" / "reports"
 
 
 @pytest.mark.parametrize("name", ["2026-11-20-weak-pipeline"])

@@ -1,0 +1,1 @@
+"""How cases are run, recorded, drawn and compared."""
