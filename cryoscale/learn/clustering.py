@@ -2,8 +2,8 @@
 
 Legend of the shape suffixes: N items, F numbers of an encoding, K clusters.
 
-Distances are Euclidean between standardised encodings, computed pair by pair: a row's result depends neither
-on the other rows nor on the number of threads.
+Distances are Euclidean between standardised encodings. The nearest centre is that by float64 differences (see
+`learn.lloyd`): a row's result depends neither on the other rows nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from cryoscale.errors import ConfigurationError, DataError
+from cryoscale.learn.lloyd import Centers, extended, squared_to
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
-ROWS = 4096  # rows per distance matrix, for memory's sake only
+ROWS = 8192  # rows at a time, for memory's sake only
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def assign(
             f" {clustering.centers_KF.shape[1]} features.",
             remedy="Encode with the weights that the clustering was fitted on, or refit it.",
         )
-    centers_KF = clustering.standardised(clustering.centers_KF)
+    centers = Centers(clustering.standardised(clustering.centers_KF))
     ids_N = np.empty(len(encodings_NF), dtype=np.int32)
     distance_N = np.empty(len(encodings_NF), dtype=np.float32)
     for start in range(0, len(encodings_NF), ROWS):
@@ -105,8 +106,8 @@ def assign(
                 f"Encoding {start + int(np.argmin(np.isfinite(rows_NF).all(axis=1)))} is not finite.",
                 remedy="Encode this tomogram again.",
             )
-        ids_N[part], squared_N = nearest(rows_NF, centers_KF)
-        distance_N[part] = np.sqrt(squared_N)
+        ids_N[part] = centers.nearest(extended(rows_NF), rows_NF)
+        distance_N[part] = np.sqrt(squared_to(rows_NF, centers.exact_KF, ids_N[part]))
     return ids_N, distance_N
 
 
@@ -158,10 +159,3 @@ def standardised(rows_NF: Array, mean_F: Floats, scale_F: Floats) -> Floats:
     """Bring rows into the units in which distances are measured."""
     result: Floats = (np.asarray(rows_NF, dtype=np.float64) - mean_F) / scale_F
     return result
-
-
-def nearest(rows_NF: Floats, centers_KF: Floats) -> tuple[Array, Floats]:
-    """Nearest centre and squared distance, by differences: exact, and the same on any number of threads."""
-    squared_NK = cdist(rows_NF, centers_KF, metric="sqeuclidean")
-    ids_N = squared_NK.argmin(axis=1)
-    return ids_N, squared_NK[np.arange(len(rows_NF)), ids_N]

@@ -11,11 +11,14 @@ from cryoscale.data.rows import ROWS_PER_BLOCK, write_assignments
 from cryoscale.errors import StateError
 from cryoscale.stages.base import WholeStage
 
+ROWS_PER_LOAD = 16 * ROWS_PER_BLOCK
+
 
 class AssignStage(WholeStage):
     """From encodings and centres to one cluster id and distance per pick."""
 
     name = "assign"
+    version = 2
     reads = frozenset({"encodings", "clusters"})
     writes = "assignments"
 
@@ -23,7 +26,7 @@ class AssignStage(WholeStage):
         """Bound the ids and distances with their table, and one block of rows."""
         rows, features = access.encodings().shape
         clusters = int(access.clusters().card["n_clusters"])
-        return rows * 8 * 4 + min(rows, ROWS_PER_BLOCK) * (features * 20 + clusters * 24) + 128 * 2**20
+        return rows * 8 * 4 + min(rows, ROWS_PER_LOAD) * (features * 20 + clusters) + 128 * 2**20
 
     def compute(self, access: Access) -> dict[str, Any]:
         """Write `assignments/<tomogram>.parquet`."""
@@ -43,8 +46,8 @@ class AssignStage(WholeStage):
             counts_K=stored.counts_K, inertia=0.0, n_iter=0,
         )  # fmt: skip
         ids, distances = np.empty(rows, np.int32), np.empty(rows, np.float32)
-        for start in range(0, rows, ROWS_PER_BLOCK):
-            part = slice(start, min(start + ROWS_PER_BLOCK, rows))
+        for start in range(0, rows, ROWS_PER_LOAD):
+            part = slice(start, min(start + ROWS_PER_LOAD, rows))
             ids[part], distances[part] = assign(encodings.read(part.start, part.stop), clustering)
         write_assignments(access.output(), access.tomogram, ids, distances)
         return {"rows": rows, "empty": rows == 0}

@@ -14,13 +14,19 @@ from cryoscale.data.access import Access
 from cryoscale.data.clusters import CENTERS, StoredClustering
 from cryoscale.data.rows import ROWS_PER_BLOCK, Encodings
 from cryoscale.errors import NothingToDoError
+from cryoscale.runtime.memory import available_bytes, cpu_count, parse_bytes
 from cryoscale.stages.base import WholeStage
+
+ROWS_PER_LOAD = 16 * ROWS_PER_BLOCK  # opening an array costs about as much as reading one block of it
+INTERPRETER = 410 * 2**20  # of a worker that computes nothing
+SHARE = 0.4  # of the memory that is available, where no budget is set: model workers may hold the rest
 
 
 class ClusterStage(WholeStage):
     """From encodings to cluster centres; ids by size, or kept from an earlier clustering on a re-fit."""
 
     name = "cluster"
+    version = 2
     reads = frozenset({"encodings"})
     writes = "clusters"
     needs_client = True
@@ -54,6 +60,8 @@ class ClusterStage(WholeStage):
             max_iter=config.max_iterations,
             restarts=config.restarts,
             sample_rows=config.sample_rows,
+            engine=config.engine,
+            in_memory=_memory(access)[1],
         )
         folder = access.clusters()
         lineage: list[str] = []
@@ -83,15 +91,33 @@ class ClusterStage(WholeStage):
         return _facts({**card, "centers_sha256": digest})
 
     def bytes_needed(self, access: Access) -> int:
-        """Bound what all workers hold together: the rows once, their chunks on the way, and the sample."""
-        config = access.config.cluster
-        shapes = [access.encodings(tomogram).shape for tomogram in access.tomograms]
-        rows, features = sum(n for n, _ in shapes), max(f for _, f in shapes)
-        sample = min(rows, max(config.sample_rows, config.n_clusters))
-        # The rows in float32; and while they are joined, or the sample is clustered in float64, copies.
-        passing = max(rows * features * 4, sample * (features * 8 * 5 + config.n_clusters * 8))
-        chunk = min(rows, ROWS_PER_BLOCK) * (features + config.n_clusters) * 8 * 4
-        return rows * features * 4 + passing + chunk + 384 * 2**20
+        """Bound what all workers hold together: the rows, if they fit the budget, chunks, and the sample."""
+        return _memory(access)[0]
+
+
+def _memory(access: Access) -> tuple[int, bool]:
+    """Bound the bytes that all workers hold together, and tell whether the rows are held among them.
+
+    Rows that do not fit the budget are loaded again by each iteration; the result is the same.
+    """
+    config, execution = access.config.cluster, access.config.execution
+    shapes = [access.encodings(tomogram).shape for tomogram in access.tomograms]
+    rows, features = sum(n for n, _ in shapes), max(f for _, f in shapes)
+    workers = execution.dask_workers or cpu_count()
+    sample = min(rows, max(config.sample_rows, config.n_clusters))
+    tried = sample * (features * 4 * 3 + config.n_clusters // 4 + 64) * (min(workers, config.restarts) + 1)
+    # Two chunks as they were read, one of them prepared, or in float64 for its moments.
+    passing = min(rows, ROWS_PER_LOAD) * (features * 40 + config.n_clusters // 4) * workers
+    others = max(tried, passing) + 384 * 2**20
+    if execution.memory_budget is None:
+        budget = int(SHARE * available_bytes())
+    else:
+        budget = (parse_bytes(execution.memory_budget) - INTERPRETER) * workers
+    # Rows in float32 with two more columns each; some are there twice while they are put together.
+    held = int(rows * (features + 2) * 4 * 1.1)
+    if config.engine == "dask-ml":
+        return others + 2 * held, True
+    return (others + held, True) if others + held <= budget else (others, False)
 
 
 def _finished(access: Access, lengths: list[int]) -> dict[str, Any] | None:
@@ -121,8 +147,8 @@ def _chunks(access: Access) -> tuple[list[Callable[[], npt.NDArray[np.float32]]]
     for tomogram in access.tomograms:
         encodings = access.encodings(tomogram)
         rows, _ = encodings.shape
-        for start in range(0, rows, ROWS_PER_BLOCK):
-            stop = min(start + ROWS_PER_BLOCK, rows)
+        for start in range(0, rows, ROWS_PER_LOAD):
+            stop = min(start + ROWS_PER_LOAD, rows)
             loaders.append(RowLoader(encodings, start, stop))
             lengths.append(stop - start)
     return loaders, lengths
