@@ -111,8 +111,8 @@ class TrainingConfig(Section):
     augment: bool = False  # rotations and flips
     seed: Seed = 0
     threads: Count | None = None  # None: all cores of the worker
-    precision: Literal["float32", "bfloat16"] = (
-        "float32"  # bfloat16: autocast, faster on recent CPUs and GPUs
+    precision: Literal["auto", "float32", "bfloat16"] = (
+        "auto"  # bfloat16 (autocast) where the hardware multiplies in it; see docs/design/011-training.md
     )
 
 
@@ -125,6 +125,7 @@ class EncoderConfig(TrainingConfig):
     code: Literal["relu", "linear", "leaky_relu"] = "linear"
     invariant_weight: Annotated[float, Field(ge=0, le=100)] = 2.0  # 0: the code alone, as in the paper
     l1: Annotated[float, Field(ge=0)] = 0.0  # paper: 1e-4 with a ReLU code, most of whose units die
+    inference_precision: Literal["float32", "bfloat16"] = "float32"  # of encoding and decoding
     weights: str | None = None  # a model folder of another run: encode with it, train nothing
 
 
@@ -132,6 +133,7 @@ class ClusterConfig(Section):
     """K-means over the encodings."""
 
     n_clusters: Annotated[int, Field(ge=2)] = 100  # paper: 100
+    engine: Literal["lloyd", "dask-ml"] = "lloyd"  # what iterates over all encodings
     max_iterations: Count = 300
     restarts: Count = 10
     sample_rows: Count = 100_000  # rows on which the initial centres are chosen
@@ -168,7 +170,8 @@ class SegmentConfig(Section):
 
     mode: Literal["picks", "dense", "decoded"] = "dense"
     class_of: Literal["cluster", "network"] = "cluster"  # mode picks: what says of which class an object is
-    overlap_voxels: Annotated[int, Field(ge=0)] | None = None  # None: half the box
+    windows: Literal["tiles", "box"] | None = None  # mode dense; None: tiles if the box has 32 voxels or more
+    overlap_voxels: Annotated[int, Field(ge=0)] | None = None  # windows "box"; None: half the box
     labels: str = "classes"  # name of the label volume
 
     @field_validator("labels")

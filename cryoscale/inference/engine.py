@@ -2,7 +2,7 @@
 
 The last batch is padded with zeros, so the arithmetic for an item is that of a full batch, always: its result
 depends neither on how many items there are nor on where among them it lies. It may differ in the last bits
-between batch sizes, thread counts, backends and devices.
+between batch sizes, backends and devices, and with torch between thread counts.
 """
 
 from __future__ import annotations
@@ -76,9 +76,7 @@ class Engine(ABC):
                 f"The engine takes items of shape {self.input_shape}, got an array of shape {items_N.shape}."
             )
         results_N = np.empty((len(items_N), *self.output_shape), dtype=np.float32)
-        for start in range(0, len(items_N), self.batch):
-            part_N = items_N[start : start + self.batch]
-            results_N[start : start + len(part_N)] = self._run_batch(part_N)[: len(part_N)]
+        self._run(items_N, results_N)
         return results_N
 
     def close(self) -> None:
@@ -88,8 +86,8 @@ class Engine(ABC):
             self._free()
 
     @abstractmethod
-    def _run_batch(self, part_N: Array) -> Array:
-        """Compute at most `batch` items; may return more rows than it was given."""
+    def _run(self, items_N: Array, results_N: npt.NDArray[np.float32]) -> None:
+        """Compute every item into its row."""
 
     @abstractmethod
     def _free(self) -> None:
@@ -123,7 +121,8 @@ def open_engine(
     input_shape : sequence of int
         Shape of one item, without the batch: (1, Z, Y, X) for patches, (F,) for codes.
     batch : int
-        Items computed at a time; part of the result's last bits, so keep it fixed within a run.
+        Items computed at a time; part of the result's last bits, so keep it fixed within a run. With 1, for
+        large items, all threads work on the same one.
     device : str
         "auto" (CUDA if there is one, unless OpenVINO is asked for), "cpu", "cuda" or "cuda:N".
     backend : {"auto", "torch", "openvino"}
@@ -148,12 +147,23 @@ def open_engine(
     where = _choose_device(device, backend)
     frozen = copy.deepcopy(module).to("cpu").eval().requires_grad_(False)
     output_shape = _output_shape(frozen, shape)
+    from cryoscale.inference.encoder_gpu import PhaseEncoder
+    from cryoscale.inference.wrappers import fits_encoder
+
     if _choose_backend(backend, where) == "openvino":
+        from cryoscale.inference.decoder import ManyVoxelDecoder, fits_decoder
+        from cryoscale.inference.encoder_cpu import EncoderEngine
         from cryoscale.inference.openvino_cpu import OpenvinoEngine
 
+        if fits_encoder(frozen):
+            return EncoderEngine(frozen, shape, output_shape, batch, threads, precision)
+        if fits_decoder(frozen):
+            frozen = ManyVoxelDecoder(frozen)
         return OpenvinoEngine(frozen, shape, output_shape, batch, threads, precision)
     from cryoscale.inference.torch_any import TorchEngine
 
+    if where != "cpu" and fits_encoder(frozen):
+        frozen = PhaseEncoder(frozen)
     return TorchEngine(frozen, shape, output_shape, batch, where, threads, precision)
 
 
@@ -181,15 +191,24 @@ def _choose_device(device: str, backend: str) -> str:
 def _choose_backend(backend: str, device: str) -> str:
     if backend == "openvino" and device != "cpu":
         raise ConfigurationError(f"OpenVINO runs on the CPU here, not on {device}.", remedy="Use device cpu.")
-    installed = importlib.util.find_spec("openvino") is not None
+    if backend == "torch" or (backend == "auto" and device != "cpu"):
+        return "torch"
+    installed = _openvino_installed()
     if backend == "openvino" and not installed:
         raise ConfigurationError(
             "backend = 'openvino', but OpenVINO is not installed.",
             remedy="Install the package openvino, or use backend torch.",
         )
     if backend == "auto":
-        return "openvino" if device == "cpu" and installed else "torch"
+        return "openvino" if installed else "torch"
     return backend
+
+
+def _openvino_installed() -> bool:
+    try:
+        return importlib.util.find_spec("openvino") is not None
+    except ImportError:  # something refuses to look
+        return False
 
 
 @torch.inference_mode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from cryoscale.inference.engine import Engine
+
+SLOTS = 3  # batches on their way to, on, and from a CUDA device
 
 
 class TorchEngine(Engine):
@@ -36,22 +38,33 @@ class TorchEngine(Engine):
         if device == "cpu":
             _steady(module)
         self._module: nn.Module | None = self._lay_out(module.to(device))
-        # One buffer for all batches: the same alignment each time, and no allocation.
-        self._items_N: Tensor | None = torch.zeros(batch, *input_shape, pin_memory=device != "cpu")
+        slots = 1 if device == "cpu" else SLOTS
+        self._slots = [_Slot(batch, input_shape, output_shape, device) for _ in range(slots)]
 
-    @torch.inference_mode()
-    def _run_batch(self, part_N: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def _run(self, items_N: npt.NDArray[Any], results_N: npt.NDArray[np.float32]) -> None:
+        """Fill one slot while the device computes another; a CPU has one slot and waits for nothing."""
+        waiting: list[_Slot] = []
+        try:
+            for number, start in enumerate(range(0, len(items_N), self.batch)):
+                if len(waiting) == len(self._slots):
+                    waiting.pop(0).collect()
+                slot = self._slots[number % len(self._slots)]
+                slot.fill(items_N[start : start + self.batch], results_N[start : start + self.batch])
+                waiting.append(slot)
+                with torch.inference_mode(), self._surroundings():
+                    slot.compute(self._forward)
+            while waiting:
+                waiting.pop(0).collect()
+        finally:
+            for slot in waiting:  # after an error nothing may write into memory that others get
+                slot.wait()
+
+    def _forward(self, items_N: Tensor) -> Tensor:
         assert self._module is not None
-        assert self._items_N is not None
-        buffer_N = self._items_N.numpy()
-        buffer_N[: len(part_N)] = part_N
-        buffer_N[len(part_N) :] = 0
-        items_N = self._items_N.to(self.device)
         if self._layout is not None:
             items_N = items_N.contiguous(memory_format=self._layout)
-        with self._surroundings():
-            results_N: Tensor = self._module(items_N)
-        return np.asarray(results_N.float().cpu().numpy())
+        results_N: Tensor = self._module(items_N)
+        return results_N.float()
 
     @contextlib.contextmanager
     def _surroundings(self) -> Iterator[None]:
@@ -76,9 +89,56 @@ class TorchEngine(Engine):
         return module
 
     def _free(self) -> None:
-        self._module = self._items_N = None
+        self._module = None
+        self._slots = []
         if self.device != "cpu":
             torch.cuda.empty_cache()
+
+
+class _Slot:
+    """Memory of one batch on its way: the same each time, so the same alignment, and nothing is allocated.
+
+    On CUDA each slot has a stream of its own: copies of one batch run beside the arithmetic of another.
+    """
+
+    def __init__(
+        self, batch: int, input_shape: tuple[int, ...], output_shape: tuple[int, ...], device: str
+    ) -> None:
+        cuda = device != "cpu"
+        self._device = device
+        self._items_N = torch.zeros(batch, *input_shape, pin_memory=cuda)
+        self._results_N = torch.zeros(batch, *output_shape, pin_memory=cuda)
+        self._there_N = torch.zeros(batch, *input_shape, device=device) if cuda else self._items_N
+        self._stream: Any = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
+        if self._stream is not None:  # what was made above is there before another stream uses it
+            torch.cuda.synchronize(device)
+        self._target_N: npt.NDArray[np.float32] | None = None
+
+    def fill(self, part_N: npt.NDArray[Any], target_N: npt.NDArray[np.float32]) -> None:
+        """Take a batch, padded with zeros, and note where its results go."""
+        buffer_N = self._items_N.numpy()
+        buffer_N[: len(part_N)] = part_N
+        buffer_N[len(part_N) :] = 0
+        self._target_N = target_N
+
+    def compute(self, forward: Callable[[Tensor], Tensor]) -> None:
+        """Begin to compute; on a CPU also end."""
+        with torch.cuda.stream(self._stream) if self._stream is not None else contextlib.nullcontext():
+            if self._stream is not None:
+                self._there_N.copy_(self._items_N, non_blocking=True)
+            self._results_N.copy_(forward(self._there_N), non_blocking=self._stream is not None)
+
+    def collect(self) -> None:
+        """Wait for the results and put them where they go."""
+        self.wait()
+        if self._target_N is not None:
+            self._target_N[...] = self._results_N.numpy()[: len(self._target_N)]
+            self._target_N = None
+
+    def wait(self) -> None:
+        """Wait until nothing is under way."""
+        if self._stream is not None:
+            self._stream.synchronize()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cryoscale.models.autoencoder3d import Autoencoder3D
+
 
 class EncoderOnly(nn.Module):
     """The encoding half of an autoencoder: patches (N, 1, Z, Y, X) to codes (N, F)."""
@@ -44,6 +46,11 @@ class EncoderWithInvariants(nn.Module):
         """Encode."""
         codes_NF: Tensor = self.autoencoder.encode(patches_NCZYX)
         return torch.cat([codes_NF, self.gain * self.invariants(patches_NCZYX)], dim=1)
+
+
+def fits_encoder(module: nn.Module) -> bool:
+    """Tell whether a network is an encoder of Autoencoder3D, for which there are faster forms."""
+    return type(module) in (EncoderOnly, EncoderWithInvariants) and type(module.autoencoder) is Autoencoder3D
 
 
 class DecoderOnly(nn.Module):

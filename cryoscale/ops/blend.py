@@ -138,6 +138,97 @@ class Windows:
         total /= weights
         return total
 
+    def labels(
+        self, core: Box, starts: Sequence[Zyx], weighted: Iterable[Float32], n_classes: int
+    ) -> npt.NDArray[np.uint8]:
+        """Blend predictions that are weighted already, and keep the most likely class of each voxel.
+
+        Parameters
+        ----------
+        core : Box
+            The voxels wanted, inside the volume.
+        starts : sequence of Zyx
+            ``starts_for(core)``.
+        weighted : iterable of (C, Z, Y, X) float32
+            Probabilities times ``weight_window(size)``, one window per start, in the same order.
+        n_classes : int
+            C.
+
+        Returns
+        -------
+        labels_ZYX : (Z, Y, X) uint8
+            The class of the largest sum, the smallest on a tie: what `accumulate` and argmax give, but for
+            rounding, since no sum is divided by its weights. The same for any `core` that holds a voxel.
+
+        Raises
+        ------
+        LayoutError, DataError
+            As `accumulate`.
+
+        Notes
+        -----
+        Sums are held only for the planes that windows still add to, as many as a window has: 10 times less
+        memory than all sums of a block of 256^3, and nearer to the processor.
+        """
+        if list(starts) != self.starts_for(core):
+            raise LayoutError(f"the windows given are not those that touch {core}")
+        labels = np.empty(core.shape, np.uint8)
+        slab = np.zeros((n_classes, min(self.size.z, core.shape.z), *core.shape[1:]), np.float32)
+        done = core.start.z  # planes before this one are labelled; it is the first of the slab
+        for start, probs_CZYX in _paired(starts, weighted):
+            if tuple(probs_CZYX.shape) != (n_classes, *self.size):
+                raise LayoutError(
+                    f"a prediction of shape {probs_CZYX.shape}, expected {(n_classes, *self.size)}"
+                )
+            if start.z > done:
+                ready = start.z - done
+                most_likely(slab[:, :ready], out=labels[done - core.start.z : start.z - core.start.z])
+                slab[:, : slab.shape[1] - ready] = slab[:, ready:].copy()
+                slab[:, slab.shape[1] - ready :] = 0
+                done = start.z
+            box = self.window(start)
+            inside = box.intersect(core)
+            here = inside.relative_to((done, *core.start[1:])).slices
+            there = inside.relative_to(box.start).slices
+            slab[(slice(None), *here)] += probs_CZYX[(slice(None), *there)].astype(np.float32, copy=False)
+        most_likely(slab[:, : core.stop.z - done], out=labels[done - core.start.z :])
+        return labels
+
+
+def most_likely(votes_CZYX: Float32, out: npt.NDArray[np.uint8] | None = None) -> npt.NDArray[np.uint8]:
+    """Return the class with most votes in each voxel, the smallest on a tie.
+
+    Parameters
+    ----------
+    votes_CZYX : (C, Z, Y, X) float32
+        At most 256 classes.
+    out : (Z, Y, X) uint8, optional
+        Where to write.
+
+    Returns
+    -------
+    labels_ZYX : (Z, Y, X) uint8
+
+    Raises
+    ------
+    DataError
+        A vote is NaN, or the largest of a voxel is infinite.
+
+    Notes
+    -----
+    numpy's argmax over the first axis of several takes ten times as long.
+    """
+    labels = np.empty(votes_CZYX.shape[1:], np.uint8) if out is None else out
+    for z in range(votes_CZYX.shape[1]):  # a plane at a time stays in the cache
+        best_YX = votes_CZYX[0, z].copy()
+        labels[z] = 0
+        for value in range(1, len(votes_CZYX)):
+            np.copyto(labels[z], np.uint8(value), where=votes_CZYX[value, z] > best_YX)
+            np.maximum(best_YX, votes_CZYX[value, z], out=best_YX)
+        if not np.isfinite(best_YX).all():
+            raise DataError("a prediction is not finite.")
+    return labels
+
 
 def weight_window(size: int | Sequence[int]) -> Float32:
     """Return the weight of each voxel of a window: 1 in the middle, small but positive at the faces.

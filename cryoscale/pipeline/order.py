@@ -158,7 +158,9 @@ def steps_for(config: RunConfig) -> list[Step]:
     known = truth_steps(config.simulate) if config.simulate else []
     given_encoder = config.encoder.weights is not None
     patch = config.patch
-    encoder = config.encoder.weights or config.encoder.model_dump(mode="json", exclude=_HOW_NOT_WHAT)
+    encoder = config.encoder.weights or config.encoder.model_dump(
+        mode="json", exclude={*_HOW_NOT_WHAT, "inference_precision"}
+    )
     segmenter = config.segmenter.weights or config.segmenter.model_dump(mode="json", exclude=_HOW_NOT_WHAT)
     steps = [
         *simulated,
@@ -179,7 +181,7 @@ def steps_for(config: RunConfig) -> list[Step]:
             fit=True,
             outside=lambda c: [c.encoder.weights],
         ),
-        Step(EncodeStage(), ("pick", "train_encoder"), lambda c: [patch]),
+        Step(EncodeStage(), ("pick", "train_encoder"), lambda c: [patch, c.encoder.inference_precision]),
         Step(
             ClusterStage(),
             ("encode",),

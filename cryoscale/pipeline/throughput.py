@@ -245,7 +245,8 @@ def _rates(run: Run, seconds: dict[str, float], piece: Path) -> Iterator[StageRa
         elif stage == "ingest":
             yield StageRate(stage, voxels, "Mvoxel", took, _copy(piece, run), "reading and writing the file")
         else:
-            besides = _read(run, tomogram) if stage in ("pick", "segment") else 0.0
+            reads = stage in ("pick", "segment")
+            besides = _read(run, tomogram, halo=stage == "pick") if reads else 0.0
             yield StageRate(stage, voxels, "Mvoxel", took, besides, "reading the store")
 
 
@@ -259,18 +260,21 @@ def _copy(piece: Path, run: Run) -> float:
     return took
 
 
-def _read(run: Run, tomogram: Tomogram) -> float:
-    """Read what the blocks of a stage read, halo included, and do nothing with it: seconds."""
-    from cryoscale.ops.dog import candidates_halo
+def _read(run: Run, tomogram: Tomogram, *, halo: bool) -> float:
+    """Read what the blocks of a stage read, and do nothing with it: seconds."""
+    from cryoscale.ops.dog import required_read
     from cryoscale.stages.pick import dog_for
 
     config = run.config
     number = tomogram.facts.level_for(config.run.working_voxel_size_angstrom)
     level = tomogram.facts.levels[number]
-    halo = 0 if config.pick.positions else candidates_halo(dog_for(config.pick, level))
+    boxes = list(Grid.of(level.shape, config.execution.block_voxels).boxes())
+    if halo and not config.pick.positions:
+        dog = dog_for(config.pick, level)
+        boxes = [required_read(core, level.shape, dog) for core in boxes]
     started = time.perf_counter()
-    for core in Grid.of(level.shape, config.execution.block_voxels).boxes():
-        tomogram.read_canonical(number, core.grow(Zyx.of(halo)).intersect(Box.whole(level.shape)))
+    for box in boxes:
+        tomogram.read_canonical(number, box)
     return time.perf_counter() - started
 
 

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cryoscale.data.access import Access
 from cryoscale.data.rows import ROWS_PER_BLOCK
 from cryoscale.geometry import Block
 from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan, chunked_rows
 from cryoscale.stages.networks import BATCH, encoding_width, invariants_bytes, open_encoder
-from cryoscale.stages.patching import PatchReader
+from cryoscale.stages.patching import PatchReader, one_ahead
 from cryoscale.stages.training import check_voxel_size
 
-ROWS_AT_A_TIME = 1024  # patches in memory at once; a multiple of the batch
+ROWS_AT_A_TIME = 512  # patches gathered while so many others are encoded; a multiple of the batch
 
 
 class EncodeStage(BlockStage):
     """From picks to one vector each."""
 
     name = "encode"
+    version = 2
     engine = "model"
     reads = frozenset({"tomogram", "picks", "encoder"})
     writes = "encodings"
@@ -52,15 +55,23 @@ class EncodeStage(BlockStage):
         reader = PatchReader.for_access(access)
         centres_N3 = reader.voxels(access.picks().positions_N3)
         encodings = access.encodings()
-        with open_encoder(access) as engine:
+        buffers = [np.empty((ROWS_AT_A_TIME, *reader.box), np.float32) for _ in range(2)]
+
+        def gather(job: tuple[int, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+            number, some_N3 = job
+            return reader.gather(some_N3, out=buffers[number % 2][: len(some_N3)])
+
+        with open_encoder(access) as engine, ThreadPoolExecutor(1) as pool:
 
             def encode(block: Block) -> BlockReport:
                 first, last = block.rows
-                parts = []
-                for start in range(first, last, ROWS_AT_A_TIME):
-                    patches = reader.gather(centres_N3[start : min(start + ROWS_AT_A_TIME, last)])
-                    parts.append(engine.run(patches[:, None]))
-                encodings.write(first, np.concatenate(parts))
+                parts = [
+                    centres_N3[start : min(start + ROWS_AT_A_TIME, last)]
+                    for start in range(first, last, ROWS_AT_A_TIME)
+                ]
+                with contextlib.closing(one_ahead(pool, gather, enumerate(parts))) as gathered:
+                    encoded = [engine.run(patches_NZYX[:, None]) for patches_NZYX in gathered]
+                encodings.write(first, np.concatenate(encoded))
                 return BlockReport(voxels=(last - first) * reader.box.voxels)
 
             yield encode

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from cryoscale.runtime.memory import cpu_count
 if TYPE_CHECKING:
     from torch import nn
 
-    from cryoscale.inference.engine import Engine
+    from cryoscale.inference.engine import Engine, Precision
     from cryoscale.models.invariants import ShellInvariants
 
 BATCH = 64  # patches; fixed, so that results do not depend on how rows or windows fall into blocks
@@ -109,20 +109,36 @@ CACHE = NetworkCache()
 
 
 def _open(
-    access: Access, name: str, kind: str, shape: tuple[int, ...], wrap: Callable[[nn.Module], nn.Module]
+    access: Access,
+    name: str,
+    kind: str,
+    shape: tuple[int, ...],
+    wrap: Callable[[nn.Module], nn.Module],
+    *,
+    precision: Precision = "float32",
+) -> contextlib.AbstractContextManager[Network]:
+    def load(module: nn.Module, threads: int) -> Engine:
+        from cryoscale.inference.engine import open_engine
+
+        return open_engine(wrap(module), input_shape=shape, batch=BATCH, threads=threads, precision=precision)
+
+    return _borrow(access, name, [kind, precision, *shape], load)
+
+
+def _borrow(
+    access: Access, name: str, what: Sequence[str | int], load_engine: Callable[[nn.Module, int], Engine]
 ) -> contextlib.AbstractContextManager[Network]:
     model, threads = access.model(name), worker_threads()
     card = model.card
     added = card.get("invariants", {})
-    key = [kind, card["weights_sha256"], card["architecture"], added, list(shape), threads, os.getpid()]
+    key = [*what, card["weights_sha256"], card["architecture"], added, threads, os.getpid()]
 
     def load() -> Engine:
-        from cryoscale.inference.engine import open_engine
         from cryoscale.models.registry import build
 
         module = build(card["architecture"])
         module.load_state_dict(model.load())
-        return open_engine(wrap(module), input_shape=shape, batch=BATCH, threads=threads)
+        return load_engine(module, threads)
 
     return CACHE.borrow(json.dumps(key, sort_keys=True), load)
 
@@ -139,7 +155,8 @@ def open_encoder(access: Access) -> contextlib.AbstractContextManager[Network]:
             return EncoderOnly(module)
         return EncoderWithInvariants(module, invariants_of(added, box), added["gain"])
 
-    return _open(access, "encoder", "encoder", (1, *box), wrap)
+    precision = access.config.encoder.inference_precision
+    return _open(access, "encoder", "encoder", (1, *box), wrap, precision=precision)
 
 
 def invariants_of(added: Mapping[str, Any], box: Sequence[int]) -> ShellInvariants:
@@ -202,11 +219,43 @@ def open_decoder(access: Access) -> contextlib.AbstractContextManager[Network]:
 
     card = access.model("encoder").card
     dimension = int(card["architecture"]["dimension"])
-    return _open(access, "encoder", "decoder", (encoding_width(card),), lambda m: DecoderOnly(m, dimension))
+    precision = access.config.encoder.inference_precision
+    shape = (encoding_width(card),)
+    return _open(
+        access, "encoder", "decoder", shape, lambda m: DecoderOnly(m, dimension), precision=precision
+    )
 
 
-def open_segmenter(access: Access) -> contextlib.AbstractContextManager[Network]:
-    """Open the segmenter: patches (N, 1, Z, Y, X) to probabilities (N, C, Z, Y, X)."""
-    from cryoscale.inference.wrappers import SoftmaxOf
+def open_segmenter(
+    access: Access, face: Literal["weighted", "background"]
+) -> contextlib.AbstractContextManager[Network]:
+    """Open the segmenter on patches: (N, 1, Z, Y, X) to weighted probabilities (N, C, Z, Y, X).
 
-    return _open(access, "segmenter", "segmenter", (1, *access.config.patch.box), SoftmaxOf)
+    Parameters
+    ----------
+    face : {"weighted", "background"}
+        Probabilities times `cryoscale.ops.blend.weight_window` of the box, of all classes or of the
+        background alone (C = 1).
+    """
+    import torch
+
+    from cryoscale.inference.dense import WeightedOf
+    from cryoscale.ops.blend import weight_window
+
+    box = access.config.patch.box
+
+    def wrap(module: nn.Module) -> nn.Module:
+        return WeightedOf(module, torch.from_numpy(weight_window(box)), background_only=face == "background")
+
+    return _open(access, "segmenter", face, (1, *box), wrap)
+
+
+def open_labeller(access: Access, window: Sequence[int]) -> contextlib.AbstractContextManager[Network]:
+    """Open the segmenter on large windows: (N, 1, Z, Y, X) to labels (N, 1, Z, Y, X), float."""
+
+    def load(module: nn.Module, threads: int) -> Engine:
+        from cryoscale.inference.dense import open_label_engine
+
+        return open_label_engine(module, window=window, threads=threads)
+
+    return _borrow(access, "segmenter", ["labels", *window], load)

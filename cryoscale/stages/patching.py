@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, Future, wait
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,16 @@ from cryoscale.geometry import Box, Grid, Zyx, fast_length
 from cryoscale.ops.gaussian import filter_tile, halo_voxels
 from cryoscale.ops.normalise import robust_statistics, sample_boxes
 from cryoscale.ops.patches import cut
+from cryoscale.ops.smooth import WIDEST, smooth_inner
 from cryoscale.ops.tiles import filtered_tiles, required_voxels, smoothed
 
 TILE = PICK_TILE_VOXELS  # smoothing runs in buffers of one shape per tomogram: no block changes a result
 SAMPLE_VOXELS, SAMPLE_TILE = 2_000_000, 32  # what the statistics after smoothing are measured on
 STATISTICS = "smoothed_statistics"  # their note in the table of picks
+
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 class PatchReader:
@@ -56,6 +62,8 @@ class PatchReader:
         self.box = Zyx.of(config.box)
         self.sigma = config.smooth_sigma_voxels
         self._statistics = (0.0, 1.0) if self.sigma == 0 else statistics
+        # The tile of the last patches, its cover and the density there: the next rows often begin with it.
+        self._last: tuple[Box, Box, npt.NDArray[np.float32]] | None = None
 
     @classmethod
     def for_access(cls, access: Access, tomogram: str | None = None) -> PatchReader:
@@ -90,17 +98,27 @@ class PatchReader:
         source = self.tomogram.read_canonical(self.number, need)
         return smoothed(source, need, box, self.level.shape, self.sigma, TILE)
 
-    def _filtered(self, core: Box, margin: int) -> Iterator[tuple[Box, npt.NDArray[np.float32]]]:
-        """Yield the smoothed tiles that touch `core`, each with `margin` voxels more around it."""
-        halo, shape = halo_voxels(self.sigma), self.level.shape
-        need = required_voxels(core, shape, TILE, halo + margin)
+    def _tile(self, tile: Box) -> tuple[Box, npt.NDArray[np.float32]]:
+        """Read, smooth and scale what patches around voxels of a tile need; and say where it lies."""
+        halo, margin, shape = halo_voxels(self.sigma), max(self.box) // 2, self.level.shape
+        need = required_voxels(tile, shape, TILE, halo + margin)
         source = self.tomogram.read_canonical(self.number, need)
-        tiles = filtered_tiles(
-            source, need, core, shape, tile=TILE, halo=halo, margin=margin,
-            apply=lambda buffer, keep: filter_tile(buffer, [(1.0, self.sigma)], keep),
-        )  # fmt: skip
-        for _, cover, filtered in tiles:
-            yield cover, filtered
+        _, cover, density = next(filtered_tiles(
+            source, need, tile, shape, tile=TILE, halo=halo, margin=margin, apply=self._smooth
+        ))  # fmt: skip
+        mean, sd = self.statistics
+        density -= np.float32(mean)
+        density *= np.float32(1.0 / sd)
+        return cover, density
+
+    def _smooth(
+        self, buffer: npt.NDArray[np.float32], keep: tuple[slice, slice, slice]
+    ) -> npt.NDArray[np.float32]:
+        if self.sigma > WIDEST:
+            return filter_tile(buffer, [(1.0, self.sigma)], keep)
+        halo = halo_voxels(self.sigma)
+        inner = tuple(slice(part.start - halo, part.stop - halo) for part in keep)
+        return np.ascontiguousarray(smooth_inner(buffer, self.sigma)[inner])
 
     def voxels(self, positions_N3: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         """Turn positions in Å into voxels of the level at work."""
@@ -126,39 +144,69 @@ class PatchReader:
         patches = np.empty((len(centres_N3), *self.box), dtype=np.float32) if out is None else out
         for rows, tile in self._groups(centres_N3):
             cover, density = self._around(centres_N3[rows], tile)
+            if rows[-1] - rows[0] == len(rows) - 1:  # as they are stored
+                part = slice(rows[0], rows[-1] + 1)
+                cut(density, centres_N3[part], self.box, cover.start, out=patches[part])
+                continue
             for row in rows.tolist():  # one by one: no second copy of a tile's patches
                 cut(density, centres_N3[row], self.box, cover.start, out=patches[row : row + 1])
-        if self.sigma:
-            mean, sd = self.statistics
-            patches -= np.float32(mean)
-            patches *= np.float32(1.0 / sd)
         return patches
 
     def _around(self, centres_N3: npt.NDArray[np.int64], tile: Box) -> tuple[Box, npt.NDArray[np.float32]]:
         """Return the density that the patches around some centres of one tile need, and where it lies."""
         if self.sigma:
-            return next(self._filtered(tile, max(self.box) // 2))
+            if self._last is None or self._last[0] != tile:
+                self._last = None  # let go of it before the next is made
+                self._last = (tile, *self._tile(tile))
+            return self._last[1:]
         low = centres_N3.min(axis=0) - np.array(self.box) // 2
         high = centres_N3.max(axis=0) - np.array(self.box) // 2 + np.array(self.box)
         cover = Box.of(low.tolist(), high.tolist()).intersect(Box.whole(self.level.shape))
         return cover, self.tomogram.read_canonical(self.number, cover)
 
     def _groups(self, centres_N3: npt.NDArray[np.int64]) -> Iterator[tuple[npt.NDArray[Any], Box]]:
-        """Group centres by tile."""
+        """Group centres by tile, in the order in which the tiles come."""
         if not len(centres_N3):
             return
-        cells, inverse = np.unique(centres_N3 // TILE, axis=0, return_inverse=True)
+        cells, first, inverse = np.unique(centres_N3 // TILE, axis=0, return_index=True, return_inverse=True)
         grid = Grid.of(self.level.shape, TILE)
         order = np.argsort(inverse.ravel(), kind="stable")
         ends = np.cumsum(np.bincount(inverse.ravel(), minlength=len(cells)))
-        for cell, rows in zip(cells, np.split(order, ends[:-1]), strict=True):
-            yield rows, grid.box(cell.tolist())
+        groups = np.split(order, ends[:-1])
+        for number in np.argsort(first):  # as the rows come: the last tile may be the next call's first
+            yield groups[number], grid.box(cells[number].tolist())
 
     def bytes_per_gather(self) -> int:
         """Bound the bytes that cutting patches out of one tile takes."""
         side = TILE + 2 * halo_voxels(self.sigma) + max(self.box)
         sides = [min(side, n + 2 * halo_voxels(self.sigma) + max(self.box)) for n in self.level.shape]
         return 4 * 7 * int(np.prod([fast_length(n) for n in sides], dtype=np.int64))
+
+
+def one_ahead(
+    pool: Executor, function: Callable[[Job], Result], jobs: Iterable[Job]
+) -> Generator[Result, None, None]:
+    """Yield the function of each job, in order, while the pool is already at the next.
+
+    A result may live in memory that the function uses again for the job after the next: it is asked for that
+    only when the caller comes back. Closing the generator waits for what is under way.
+    """
+    waiting = iter(jobs)
+    running: Future[Result] | None = None
+    try:
+        for job in waiting:
+            running = pool.submit(function, job)
+            break
+        while running is not None:
+            result = running.result()
+            running = None
+            for job in waiting:
+                running = pool.submit(function, job)
+                break
+            yield result
+    finally:
+        if running is not None:
+            wait([running])
 
 
 def smoothed_statistics(tomogram: Tomogram, number: int, sigma: float) -> tuple[float, float]:

@@ -31,7 +31,7 @@ class ReviewStage(WholeStage):
     """From assignments to decoded centres, averages, members of each cluster, and a suggestion."""
 
     name = "review"
-    version = 3
+    version = 4
     engine = "model"
     reads = frozenset({"tomogram", "picks", "encoder", "clusters", "assignments"})
     writes = "review"

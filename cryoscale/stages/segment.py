@@ -16,24 +16,25 @@ import numpy.typing as npt
 from cryoscale.data.access import Access
 from cryoscale.data.tomogram import LabelFacts
 from cryoscale.geometry import Block, Box, Zyx
-from cryoscale.ops.blend import Windows, weight_window
+from cryoscale.ops.blend import most_likely, weight_window
 from cryoscale.ops.patches import patch_box
 from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan, renumber
+from cryoscale.stages.dense import Labels, Predict, dense_bytes, open_dense
 from cryoscale.stages.labelling import CHUNK, SHARD, coarser, finer, label_blocks
 from cryoscale.stages.masks import OTSU_ROWS, class_level
 from cryoscale.stages.networks import BATCH, open_decoder, open_segmenter
 from cryoscale.stages.patching import PatchReader
 from cryoscale.stages.training import check_voxel_size
 
-Labels = npt.NDArray[np.uint8]
-Predict = Callable[[Box], Labels]
+Slices = tuple[slice, slice, slice]
+Patches = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
 
 
 class SegmentStage(BlockStage):
     """From a tomogram (and, but for `dense`, its assignments) to `labels/<name>` with all levels."""
 
     name = "segment"
-    version = 3
+    version = 4
     engine = "model"
     reads = frozenset(
         {"tomogram", "picks", "encodings", "encoder", "clusters", "assignments", "selection", "segmenter"}
@@ -48,15 +49,16 @@ class SegmentStage(BlockStage):
         order = [work, *range(work + 1, len(levels)), *range(work - 1, -1, -1)]
         phases = [label_blocks(levels, number, edge) for number in order]
         reader = PatchReader.for_access(access)
-        core = max(block.core.voxels for block in phases[0])
-        box = reader.box
-        grown = max(b.core.grow(box).voxels for b in phases[0])
-        n_classes = 1 + len(_classes(access)[0])
-        channels = _channels(access, reader)
-        needed = (n_classes + 3) * core * 4 + 2 * grown * 4 + BATCH * box.voxels * channels * 4 * 4
-        needed += reader.bytes_per_gather() + 256 * 2**20
+        largest = max((block.core for block in phases[0]), key=lambda core: core.voxels)
+        n_classes, channels = 1 + len(_classes(access)[0]), _channels(access, reader)
+        if access.config.segment.mode == "dense":
+            needed = dense_bytes(access, reader, largest, channels, n_classes)
+        else:
+            needed = (n_classes + 3) * largest.voxels * 4 + reader.bytes_per_gather()
+            needed += BATCH * reader.box.voxels * channels * 4 * 4
+        needed += 256 * 2**20
         if access.config.segment.mode == "decoded":
-            needed += OTSU_ROWS * box.voxels * 12  # members whose histogram gives a level, then in float64
+            needed += OTSU_ROWS * reader.box.voxels * 12  # members whose histogram gives a level, in float64
         return Plan(renumber(phases), needed, sum(level.shape.voxels for level in levels))
 
     def create(self, access: Access) -> None:
@@ -70,7 +72,7 @@ class SegmentStage(BlockStage):
         """Load the network once; open the tomogram and the label volume."""
         pyramid = access.label_volume(write=True).pyramid
         work = access.working_level()
-        opener = {"dense": _open_dense, "picks": _open_picks, "decoded": _open_decoded}
+        opener = {"dense": open_dense, "picks": _open_picks, "decoded": _open_decoded}
         with opener[access.config.segment.mode](access) as predict:
 
             def segment(block: Block) -> BlockReport:
@@ -124,62 +126,28 @@ def _classes(access: Access) -> tuple[list[str], list[tuple[int, int, int]]]:
 
 
 @contextlib.contextmanager
-def _open_dense(access: Access) -> Iterator[Predict]:
-    """Predict every voxel: overlapping windows at fixed places, blended."""
-    reader = PatchReader.for_access(access)
-    asked = access.config.segment.overlap_voxels
-    overlap = [side // 2 if asked is None else min(asked, side - 1) for side in reader.box]
-    windows = Windows.of(reader.level.shape, reader.box, overlap)
-    with open_segmenter(access) as engine:
-
-        def predict(core: Box) -> Labels:
-            starts = windows.starts_for(core)
-            region = windows.read_box(core)
-            density = reader.read(region)
-            probabilities = windows.accumulate(
-                core, starts, _window_probabilities(engine, density, region, windows, starts),
-                engine.output_shape[0],
-            )  # fmt: skip
-            labels: Labels = probabilities.argmax(axis=0).astype(np.uint8)
-            return labels
-
-        yield predict
-
-
-def _window_probabilities(
-    engine: Any, density: npt.NDArray[np.float32], region: Box, windows: Windows, starts: list[Zyx]
-) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield the probabilities of each window, computed a batch at a time."""
-    for first in range(0, len(starts), BATCH):
-        batch = [
-            density[windows.window(start).relative_to(region.start).slices]
-            for start in starts[first : first + BATCH]
-        ]
-        yield from engine.run(np.stack(batch)[:, None])
-
-
-@contextlib.contextmanager
 def _open_picks(access: Access) -> Iterator[Predict]:
     """Predict patches of chosen clusters and embed them at their places, as the paper does."""
     reader = PatchReader.for_access(access)
     centres_N3, values_N, _ = _chosen(access, reader)
     by_cluster = access.config.segment.class_of == "cluster"
-    with open_segmenter(access) as engine:
+    weight_ZYX = weight_window(reader.box)
+    with open_segmenter(access, "background" if by_cluster else "weighted") as engine:
         n_classes = 1 + len(access.selection().classes) if by_cluster else engine.output_shape[0]
 
         def patches(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-            probabilities = engine.run(reader.gather(centres_N3[rows])[:, None])
-            if not by_cluster:
-                return probabilities
-            # The network says where the object is; what it is, the cluster of the pick knows better.
-            votes = np.zeros((len(rows), n_classes, *reader.box), np.float32)
-            votes[:, 0] = probabilities[:, 0]
-            votes[np.arange(len(rows)), values_N[rows]] = 1 - probabilities[:, 0]
-            return votes
+            return engine.run(reader.gather(centres_N3[rows])[:, None])
 
         def predict(core: Box) -> Labels:
-            votes = _embed(core, centres_N3, reader.box, n_classes, patches)
-            return _object_first(votes) if by_cluster else votes.argmax(axis=0).astype(np.uint8)
+            votes = np.zeros((n_classes, *core.shape), np.float32)
+            for row, weighted, here, inner in _embedded(core, centres_N3, reader.box, patches):
+                if by_cluster:
+                    # The network says where the object is; what it is, the cluster of the pick knows better.
+                    votes[(0, *here)] += weighted[(0, *inner)]
+                    votes[(values_N[row], *here)] += weight_ZYX[inner] - weighted[(0, *inner)]
+                else:
+                    votes[(slice(None), *here)] += weighted[(slice(None), *inner)]
+            return _object_first(votes) if by_cluster else most_likely(votes)
 
         yield predict
 
@@ -191,6 +159,7 @@ def _open_decoded(access: Access) -> Iterator[Predict]:
     centres_N3, values_N, rows_N = _chosen(access, reader)
     codes_NF = access.encodings().read()[rows_N]
     n_classes = 1 + len(access.selection().classes)
+    weight_ZYX = weight_window(reader.box)
     with open_decoder(access) as engine:
         level_L = np.zeros(n_classes, np.float32)
         for value in np.unique(values_N):
@@ -199,14 +168,16 @@ def _open_decoded(access: Access) -> Iterator[Predict]:
             level_L[value] = class_level(engine.run(some)[:, 0], access.config.segmenter.level)
 
         def patches(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-            objects = engine.run(codes_NF[rows])[:, 0] < level_L[values_N[rows], None, None, None]
-            votes = np.zeros((len(rows), n_classes, *reader.box), np.float32)
-            votes[:, 0] = ~objects
-            votes[np.arange(len(rows)), values_N[rows]] = objects
-            return votes
+            return engine.run(codes_NF[rows])
 
         def predict(core: Box) -> Labels:
-            return _object_first(_embed(core, centres_N3, reader.box, n_classes, patches))
+            votes = np.zeros((n_classes, *core.shape), np.float32)
+            for row, decoded, here, inner in _embedded(core, centres_N3, reader.box, patches):
+                value = values_N[row]
+                objects = weight_ZYX[inner] * (decoded[(0, *inner)] < level_L[value])
+                votes[(0, *here)] += weight_ZYX[inner] - objects
+                votes[(value, *here)] += objects
+            return _object_first(votes)
 
         yield predict
 
@@ -221,29 +192,18 @@ def _chosen(
     return reader.voxels(access.picks().positions_N3)[rows], values_N[rows], rows
 
 
-def _embed(
-    core: Box,
-    centres_N3: npt.NDArray[np.int64],
-    box: Zyx,
-    n_classes: int,
-    patches: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]],
-) -> npt.NDArray[np.float32]:
-    """Sum the weighted predictions of patches in the voxels of a core; 0 where no patch lies."""
+def _embedded(
+    core: Box, centres_N3: npt.NDArray[np.int64], box: Zyx, patches: Patches
+) -> Iterator[tuple[int, npt.NDArray[np.float32], Slices, Slices]]:
+    """Yield patches that reach into a core: row, prediction, the shared part of the core and of the patch."""
     low = centres_N3 - np.array(box) // 2
-    near = np.all((low < core.stop) & (low + np.array(box) > core.start), axis=1)
-    rows = np.flatnonzero(near)
-    total = np.zeros((n_classes, *core.shape), np.float32)
-    weight = weight_window(box)
+    rows = np.flatnonzero(np.all((low < core.stop) & (low + np.array(box) > core.start), axis=1))
     for first in range(0, len(rows), BATCH):
         batch = rows[first : first + BATCH]
-        for row, predicted in zip(batch, patches(batch), strict=True):
+        for row, predicted in zip(batch.tolist(), patches(batch), strict=True):
             place = patch_box(centres_N3[row].tolist(), box)
             part = place.intersect(core)
-            inner = part.relative_to(place.start).slices
-            total[(slice(None), *part.relative_to(core.start).slices)] += (
-                predicted[(slice(None), *inner)] * weight[inner]
-            )
-    return total
+            yield row, predicted, part.relative_to(core.start).slices, part.relative_to(place.start).slices
 
 
 def _object_first(votes_LZYX: npt.NDArray[np.float32]) -> Labels:
@@ -252,8 +212,10 @@ def _object_first(votes_LZYX: npt.NDArray[np.float32]) -> Labels:
     Patches of two classes that overlap on one object share its votes. Each class alone may have fewer than
     background although nobody doubts that there is an object.
     """
-    objects = votes_LZYX[1:].sum(axis=0) > votes_LZYX[0]
-    labels: Labels = votes_LZYX[1:].argmax(axis=0).astype(np.uint8)
-    labels += 1
-    labels *= objects
+    labels = np.empty(votes_LZYX.shape[1:], np.uint8)
+    for z in range(len(labels)):  # a plane at a time stays in the cache
+        votes_LYX = votes_LZYX[:, z]
+        most_likely(votes_LZYX[1:, z : z + 1], out=labels[z : z + 1])
+        labels[z] += 1
+        labels[z] *= votes_LYX[1:].sum(axis=0) > votes_LYX[0]
     return labels

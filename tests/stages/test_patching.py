@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +17,8 @@ from cryoscale.data.run import Run
 from cryoscale.data.tomogram import Tomogram
 from cryoscale.geometry import Box
 from cryoscale.ops.gaussian import smooth_exact
-from cryoscale.stages.patching import PatchReader
+from cryoscale.ops.smooth import WIDEST
+from cryoscale.stages.patching import PatchReader, one_ahead
 from cryoscale.testing.strategies import boxes
 
 
@@ -64,3 +69,55 @@ def test_read_does_not_depend_on_the_box(reader: PatchReader, box: Box) -> None:
 
 def test_no_centres_no_patches(reader: PatchReader) -> None:
     assert reader.gather(np.empty((0, 3), np.int64)).shape == (0, 8, 8, 8)
+
+
+def test_rows_of_one_tile_read_it_once(
+    finished_run: Run, centres: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tomogram = Tomogram(finished_run.tomogram("alpha"))
+    reader = PatchReader(tomogram, 0, PatchConfig(size_voxels=8, smooth_sigma_voxels=1))
+    whole = reader.gather(centres)
+    seen: list[Box] = []
+    real = tomogram.read_canonical
+    monkeypatch.setattr(tomogram, "read_canonical", lambda number, box: seen.append(box) or real(number, box))
+    parts = [reader.gather(centres[:5]), reader.gather(centres[5:])]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert not seen  # the tomogram is a single tile, and the reader still has it
+
+
+@pytest.mark.parametrize("sigma", [WIDEST, WIDEST + 0.1])
+def test_both_ways_to_smooth_agree_with_read(finished_run: Run, sigma: float) -> None:
+    tomogram = Tomogram(finished_run.tomogram("alpha"))
+    reader = PatchReader(tomogram, 0, PatchConfig(size_voxels=8, smooth_sigma_voxels=sigma))
+    patch = reader.gather(np.array([[20, 30, 4]]))[0]
+    np.testing.assert_allclose(patch, reader.read(Box.of((16, 26, 0), (24, 34, 8))), rtol=0, atol=2e-4)
+
+
+def test_one_ahead_keeps_the_order_and_is_never_further() -> None:
+    begun: list[int] = []
+
+    def job(number: int) -> int:
+        begun.append(number)
+        return 10 * number
+
+    with ThreadPoolExecutor(1) as pool:
+        for count, result in enumerate(one_ahead(pool, job, range(5))):
+            assert result == 10 * count
+            assert len(begun) <= count + 2
+        assert list(one_ahead(pool, job, [])) == []
+
+
+def test_one_ahead_waits_for_what_is_under_way_when_it_is_closed() -> None:
+    go, ended = threading.Event(), threading.Event()
+
+    def job(number: int) -> int:
+        if number:
+            go.wait(30)
+            ended.set()
+        return number
+
+    with ThreadPoolExecutor(1) as pool, contextlib.closing(one_ahead(pool, job, range(3))) as results:
+        assert next(results) == 0
+        go.set()
+        results.close()
+        assert ended.is_set()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cryoscale.geometry import Box, Zyx
+from cryoscale.ops.blend import weight_window
 from cryoscale.stages import segment
 from cryoscale.stages.masks import HIGHEST_LEVEL
 
@@ -32,15 +33,18 @@ class Reader:
 
 
 class Engine:
-    """Answers each item by its first number."""
+    """Answers each item by its first number; a segmenter weighs its answers and may give background alone."""
 
-    def __init__(self, answers: dict[int, Any], shape: tuple[int, ...]) -> None:
-        self.answers, self.output_shape = answers, shape
+    def __init__(self, answers: dict[int, Any], shape: tuple[int, ...], face: str = "") -> None:
+        self.answers, self.face = answers, face
+        self.whole_shape = shape
+        self.output_shape = (1, *shape[1:]) if face == "background" else shape
 
     def run(self, items: np.ndarray) -> np.ndarray:
         firsts = items.reshape(len(items), -1)[:, 0].astype(int)
         answers = [np.asarray(self.answers[n], np.float32) for n in firsts]
-        return np.stack([np.broadcast_to(one, self.output_shape) for one in answers])
+        whole = np.stack([np.broadcast_to(one, self.whole_shape) for one in answers])
+        return whole[:, : self.output_shape[0]] * (weight_window(BOX) if self.face else 1)
 
 
 def labels_of(
@@ -69,7 +73,7 @@ def labels_of(
     shape = (3, *BOX) if mode == "picks" else (1, *BOX)
     name = "open_segmenter" if mode == "picks" else "open_decoder"
     monkeypatch.setattr(segment.PatchReader, "for_access", lambda *_: Reader())
-    monkeypatch.setattr(segment, name, lambda _: contextlib.nullcontext(Engine(answers, shape)))
+    monkeypatch.setattr(segment, name, lambda _, *face: contextlib.nullcontext(Engine(answers, shape, *face)))
     with {"picks": segment._open_picks, "decoded": segment._open_decoded}[mode](access) as predict:
         return predict(Box(Zyx(0, 0, 0), Zyx(4, 4, 16)))
 
