@@ -40,32 +40,30 @@ def compare_commits(root: Path, old: str, new: str, cases: Sequence[Case], size:
         "|---|---|---:|---:|---:|",
     ]
     with tempfile.TemporaryDirectory() as folder:
-        places = {
-            name: _checkout(root, name, Path(folder) / side) for side, name in (("old", old), ("new", new))
-        }
+        places = [Path(folder) / side for side in ("old", "new")]
         try:
+            for place, name in zip(places, (old, new), strict=True):
+                _checkout(root, name, place)
             for case in cases:
                 pairs = []
                 for _ in range(rounds):
-                    pair = [run_case(case.name, size, case.threads, places[name]) for name in (old, new)]
+                    pair = [run_case(case.name, size, case.threads, place) for place in places]
                     pairs.append(pair)
                     if any(record.get("failed") for record in pair):
                         break
                 lines += _rows(case, pairs)
         finally:
-            for place in places.values():
-                subprocess.run(
-                    ["git", "-C", str(root), "worktree", "remove", "--force", str(place)], check=False
-                )
+            for place in places:
+                words = ["git", "-C", str(root), "worktree", "remove", "--force", str(place)]
+                subprocess.run(words, check=False, capture_output=True)
     return "\n".join(lines)
 
 
-def _checkout(root: Path, commit: str, place: Path) -> Path:
+def _checkout(root: Path, commit: str, place: Path) -> None:
     subprocess.run(
         ["git", "-C", str(root), "worktree", "add", "--detach", "--force", str(place), commit],
         check=True, capture_output=True,
     )  # fmt: skip
-    return place
 
 
 def _rows(case: Case, pairs: Sequence[Sequence[dict[str, Any]]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,9 +68,9 @@ def tables(records: Sequence[Record]) -> str:
 
 def _machines(records: Sequence[Record]) -> str:
     lines = ["## Measured on", ""]
-    seen: dict[tuple[str, str], Record] = {}
+    seen: dict[str, Record] = {}
     for record in records:
-        seen.setdefault((record["machine"]["machine"], record["machine"]["commit"]), record)
+        seen.setdefault(json.dumps(record["machine"], sort_keys=True), record)
     for record in seen.values():
         m = record["machine"]
         gpu = f", {m['gpu']}" if m["gpu"] else ""

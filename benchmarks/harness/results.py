@@ -40,10 +40,16 @@ def latest(records: Sequence[Record]) -> dict[tuple[str, str], Record]:
 
 
 def is_done(records: Sequence[Record], case: str, size: str, machine: Record) -> bool:
-    """Tell whether a case was measured on this machine with this code; never for files that differ."""
-    return not machine["commit"].endswith("+") and any(
-        (r["case"], r["size"], r["machine"]["machine"], r["machine"]["commit"])
-        == (case, size, machine["machine"], machine["commit"])
+    """Tell whether a case was measured on this machine with this code and these packages.
+
+    Never for files that differ from their commit, nor outside of a checkout.
+    """
+    if not machine["commit"] or machine["commit"].endswith("+"):
+        return False
+    same = ("machine", "commit", "python", "versions")
+    return any(
+        (r["case"], r["size"]) == (case, size)
+        and all(r["machine"][key] == machine[key] for key in same)
         and not r.get("failed")
         for r in records
     )

@@ -87,9 +87,9 @@ def read_tails(folder: Folder, names: Sequence[str], length: int) -> list[bytes 
     with folder._remote() as (filesystem, root):
         paths = [f"{root}/{name}" for name in names]
         found = filesystem.cat_ranges(paths, [-length] * len(paths), [None] * len(paths), on_error="return")
-    for value in found:
-        if isinstance(value, Exception) and not isinstance(value, FileNotFoundError):
-            raise value
+        for value in found:  # here, where errors of the store are told from errors of ours
+            if isinstance(value, Exception) and not isinstance(value, FileNotFoundError):
+                raise value
     return [None if isinstance(value, Exception) else bytes(value) for value in found]
 
 

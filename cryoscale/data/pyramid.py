@@ -19,7 +19,7 @@ import zarr.codecs
 import zarr.storage
 
 from cryoscale.data.folder import Folder
-from cryoscale.data.shards import ShardLayout, Take
+from cryoscale.data.shards import DamagedShardError, ShardLayout, Take
 from cryoscale.errors import FormatError, LayoutError, StateError
 from cryoscale.geometry import Box, Zyx, check_aligned, round_up
 
@@ -220,19 +220,32 @@ class Pyramid:
         if box.empty:
             return
         layout = self.layout(level)
-        try:
-            if layout is not None:
-                known = None if self.writable else self._indexes  # who may write may read what changes
+        if layout is not None:
+            known = None if self.writable else self._indexes  # who may write may read what changes
+            try:
                 layout.read(self.folder, str(level), box.start, box.stop, take, known)
-                return
+            except DamagedShardError as error:
+                raise self._damaged(level, box, error) from error
+            return
+        try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # zarr warns of codecs that are not yet in its specification
                 stored = np.asarray(array[box.slices])
         except (ValueError, RuntimeError, OSError) as error:
-            if isinstance(error, OSError) and error.errno is not None:
+            # What the system or a connection says is nobody's damage.
+            if (
+                isinstance(error, (TimeoutError, ConnectionError))
+                or getattr(error, "errno", None) is not None
+            ):
                 raise
-            raise FormatError(f"{self.folder.url}, level {level}, {box}: damaged data ({error}).") from error
+            raise self._damaged(level, box, error) from error
         take(Box.whole(box.shape).slices, stored)
+
+    def _damaged(self, level: int, box: Box, error: Exception) -> FormatError:
+        return FormatError(
+            f"{self.folder.url}, level {level}, {box}: damaged data ({error}).",
+            remedy="Check the disk; copy the volume again, or ingest its source into a fresh run.",
+        )
 
     def write(self, level: int, core: Box, data_ZYX: npt.NDArray[Any]) -> None:
         """Write one block: whole shards that nobody else writes.

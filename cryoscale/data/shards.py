@@ -35,6 +35,7 @@ from cryoscale.data.objects import LocalObject, read_ranges, read_tails, write_p
 from cryoscale.data.threads import in_order, run_all, scratch
 
 MISSING = np.uint64(2**64 - 1)
+OPEN_SHARDS = 64  # local files that a read holds open at a time
 BATCH_BYTES = 64 << 20  # encoded bytes of a remote read held at a time
 MOST_INDEXES = 4096  # remote indexes kept by a reader: a kilobyte each for 64 chunks
 DTYPES = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "float16", "float32", "float64")
@@ -259,9 +260,18 @@ class ShardLayout:
         pieces: Sequence[_Piece],
         take: Take,
     ) -> None:
+        # A few shards at a time: a process may hold only so many files open.
+        for first in range(0, len(keys), OPEN_SHARDS):
+            some = range(first, min(first + OPEN_SHARDS, len(keys)))
+            self._read_some(folder, keys, some, [p for p in pieces if p.shard in some], take)
+
+    def _read_some(
+        self, folder: Folder, keys: Sequence[str], some: range, pieces: Sequence[_Piece], take: Take
+    ) -> None:
+        """Read the pieces that lie in some of the shards."""
         with contextlib.ExitStack() as stack:
-            files = [_opened(folder.path(key), stack) for key in keys]
-            tables = [self._local_index(file, key) for file, key in zip(files, keys, strict=True)]
+            files = {n: _opened(folder.path(keys[n]), stack) for n in some}
+            tables = {n: self._local_index(file, keys[n]) for n, file in files.items()}
 
             def one(piece: _Piece) -> None:
                 file, table = files[piece.shard], tables[piece.shard]

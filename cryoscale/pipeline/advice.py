@@ -73,11 +73,13 @@ def suggestions(trial: Trial, ceilings: Ceilings) -> list[str]:
     for name in ("ingest", "pick", "segment"):
         rate = by_name.get(name)
         if rate and rate.besides > 0.5 * rate.seconds:
-            said.append(
-                f"a faster disk for the run: {name} waits for it;"
-                f" {format_bytes(ceilings.write)}/s are written here."
-            )
-            break
+            bytes_s = 4e6 * rate.amount / rate.besides
+            disk = min(ceilings.read, ceilings.write)
+            if bytes_s > 0.5 * disk or name == "ingest":
+                said.append(
+                    f"a faster disk for the run: {name} waits for it; it gives {format_bytes(disk)}/s here."
+                )
+                break
     budget = memory_budgets(trial.config, EngineChoice()).get("cpu", 0)
     if 0 < budget < 1_500_000_000:
         said.append(

@@ -6,6 +6,8 @@ Beside each stands what it does besides computing (reading, cutting patches), do
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +20,8 @@ from cryoscale.data.clusters import SELECTION, Selection
 from cryoscale.data.rows import read_picks
 from cryoscale.data.run import Run
 from cryoscale.data.tomogram import Tomogram
-from cryoscale.errors import ConfigurationError
-from cryoscale.geometry import Box, Grid, Zyx
+from cryoscale.errors import ConfigurationError, StateError
+from cryoscale.geometry import Box, Grid, Zyx, round_up
 from cryoscale.pipeline.driver import Options, run_pipeline
 from cryoscale.pipeline.setup import add_inputs, initial_config, write_run
 from cryoscale.runtime.events import Event, StageSealed, TaskEnded
@@ -188,12 +190,30 @@ def try_out(
             run = _fewer_clusters(run)
         elif until == "instances":
             _choose_all(run)
-        result = run_pipeline(run, Options("serial", until=until, trace=False), listeners=(note,))
+        # What Dask workers do is timed as one of them does it: with one thread.
+        with one_thread() if until == "pick" else contextlib.nullcontext():
+            result = run_pipeline(run, Options("serial", until=until, trace=False), listeners=(note,))
         if result.failures or result.problem:
             failures = [f"{f['stage']}: {f['reason']}" for f in result.failures] or [result.problem]
             break
     rates = tuple(_rates(run, seconds, piece))
     return Trial(shape, whole, _count(run), rates, _network(run, seconds), tuple(failures), run.config)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep products of matrices and the store to one thread each for a while."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    before = os.environ.get("BLOSC_NTHREADS")
+    os.environ["BLOSC_NTHREADS"] = "1"
+    try:
+        with threadpool_limits(limits=1, user_api="blas"):
+            yield
+    finally:
+        os.environ.pop("BLOSC_NTHREADS")
+        if before is not None:
+            os.environ["BLOSC_NTHREADS"] = before
 
 
 def _count(run: Run) -> int:
@@ -225,10 +245,11 @@ def _choose_all(run: Run) -> None:
 
 def _rates(run: Run, seconds: dict[str, float], piece: Path) -> Iterator[StageRate]:
     """Put amounts and what is done besides to the seconds of each stage."""
-    if "ingest" not in seconds:
-        return
     tomogram = Tomogram(run.tomogram(NAME))
-    voxels = tomogram.facts.levels[0].shape.voxels / 1e6
+    try:
+        voxels = tomogram.facts.levels[0].shape.voxels / 1e6
+    except StateError:  # not ingested: the failure says why
+        return
     picks = _count(run)
     for stage in STAGES:
         took = seconds.get(stage, 0.0)
@@ -247,7 +268,7 @@ def _rates(run: Run, seconds: dict[str, float], piece: Path) -> Iterator[StageRa
         else:
             reads = stage in ("pick", "segment")
             besides = _read(run, tomogram, halo=stage == "pick") if reads else 0.0
-            yield StageRate(stage, voxels, "Mvoxel", took, besides, "reading the store")
+            yield StageRate(stage, voxels, "Mvoxel", took, besides, "reading and unpacking the store")
 
 
 def _copy(piece: Path, run: Run) -> float:
@@ -261,20 +282,25 @@ def _copy(piece: Path, run: Run) -> float:
 
 
 def _read(run: Run, tomogram: Tomogram, *, halo: bool) -> float:
-    """Read what the blocks of a stage read, and do nothing with it: seconds."""
-    from cryoscale.ops.dog import required_read
+    """Read and unpack what the blocks of a stage read, and do nothing with it: seconds."""
+    from cryoscale.ops.dog import TILE, required_read, tile_voxels
     from cryoscale.stages.pick import dog_for
 
     config = run.config
     number = tomogram.facts.level_for(config.run.working_voxel_size_angstrom)
     level = tomogram.facts.levels[number]
-    boxes = list(Grid.of(level.shape, config.execution.block_voxels).boxes())
+    edges, dog = Zyx.of(config.execution.block_voxels), None
     if halo and not config.pick.positions:
         dog = dog_for(config.pick, level)
-        boxes = [required_read(core, level.shape, dog) for core in boxes]
+        edges = Zyx(
+            *(round_up(n, t) for n, t in zip(edges, tile_voxels(level.shape, dog, TILE), strict=True))
+        )
+    boxes = list(Grid.of(level.shape, edges).boxes())
+    if dog is not None:
+        boxes = [required_read(core, level.shape, dog, TILE) for core in boxes]
     started = time.perf_counter()
     for box in boxes:
-        tomogram.read_canonical(number, box)
+        tomogram.read(number, box)
     return time.perf_counter() - started
 
 

@@ -26,7 +26,17 @@ FailureKind = Literal["data", "surroundings", "bug"]
 Status = Literal["finished", "failed", "lost"]
 
 _SURROUNDINGS_ERRNO = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+    (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EIO,
+        errno.ESTALE,
+        errno.EMFILE,
+        errno.ENFILE,
+    )
 )
 
 # Errors of clients for object stores and of the engines that do not derive from OSError. They are known by

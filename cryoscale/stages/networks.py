@@ -73,9 +73,17 @@ class NetworkCache:
     _entries: dict[str, Network] = field(default_factory=dict)  # in the order of their last use
 
     @contextlib.contextmanager
-    def borrow(self, key: str, load: Callable[[], Engine]) -> Iterator[Network]:
-        """Yield the network of a key, loading it when this process does not hold it."""
+    def borrow(self, key: str, load: Callable[[], Engine], *, alone: str = "") -> Iterator[Network]:
+        """Yield the network of a key, loading it when this process does not hold it.
+
+        Idle ones whose keys begin with `alone` are closed first, if that is given: those of large windows,
+        which a plan promises to hold one of.
+        """
         with self._lock:  # also while loading: two at once would load twice
+            if alone:
+                idle = [k for k, network in self._entries.items() if not network.users]
+                for other in [k for k in idle if k != key and k.startswith(alone)]:
+                    self._entries.pop(other).close()
             network = self._entries.pop(key, None)
             if network is None or network.broken:
                 network = Network(load())
@@ -126,7 +134,12 @@ def _open(
 
 
 def _borrow(
-    access: Access, name: str, what: Sequence[str | int], load_engine: Callable[[nn.Module, int], Engine]
+    access: Access,
+    name: str,
+    what: Sequence[str | int],
+    load_engine: Callable[[nn.Module, int], Engine],
+    *,
+    alone: str = "",
 ) -> contextlib.AbstractContextManager[Network]:
     model, threads = access.model(name), worker_threads()
     card = model.card
@@ -140,7 +153,7 @@ def _borrow(
         module.load_state_dict(model.load())
         return load_engine(module, threads)
 
-    return CACHE.borrow(json.dumps(key, sort_keys=True), load)
+    return CACHE.borrow(json.dumps(key, sort_keys=True), load, alone=alone)
 
 
 def open_encoder(access: Access) -> contextlib.AbstractContextManager[Network]:
@@ -258,4 +271,4 @@ def open_labeller(access: Access, window: Sequence[int]) -> contextlib.AbstractC
 
         return open_label_engine(module, window=window, threads=threads)
 
-    return _borrow(access, "segmenter", ["labels", *window], load)
+    return _borrow(access, "segmenter", ["labels", *window], load, alone='["labels"')

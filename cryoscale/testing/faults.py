@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,10 @@ class FullDisk:
         """Put the disk below every folder and zarr store of this process."""
         from zarr.storage import LocalStore
 
-        write, put = Folder.write_bytes, LocalStore.set
+        import cryoscale.data.shards
+
+        shards: Any = cryoscale.data.shards
+        write, put, write_parts = Folder.write_bytes, LocalStore.set, shards.write_parts
 
         def write_bytes(folder: Folder, name: str, data: bytes) -> None:
             self._check(folder.path(name))
@@ -52,12 +55,18 @@ class FullDisk:
             self._check(f"{store.root}/{key}")
             await put(store, key, value)
 
+        def write_shard(folder: Folder, name: str, parts: Iterable[bytes]) -> None:
+            self._check(folder.path(name))
+            write_parts(folder, name, parts)
+
         Folder.write_bytes = write_bytes  # type: ignore[method-assign,assignment]
+        shards.write_parts = write_shard
         LocalStore.set = set_item  # type: ignore[method-assign,assignment]
         try:
             yield self
         finally:
             Folder.write_bytes = write  # type: ignore[method-assign]
+            shards.write_parts = write_parts
             LocalStore.set = put  # type: ignore[method-assign]
 
     def _check(self, path: str) -> None:

@@ -89,6 +89,7 @@ def test_results_are_appended_and_a_torn_line_is_dropped(tmp_path: Path) -> None
         ({"size": "full"}, False),
         ({"machine": {**MACHINE, "commit": "other"}}, False),
         ({"machine": {**MACHINE, "machine": "other"}}, False),
+        ({"machine": {**MACHINE, "versions": {"numpy": "3"}}}, False),
     ],
 )
 def test_what_was_measured_with_this_code_is_not_measured_again(changes: dict[str, Any], done: bool) -> None:

@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryoscale.data import objects, shards, threads
+from cryoscale.data.chunk_codecs import chunk_codec
 from cryoscale.data.folder import Folder
 from cryoscale.data.pyramid import Level, Pyramid
 from cryoscale.data.shards import ShardLayout
-from cryoscale.errors import FormatError, LayoutError
+from cryoscale.errors import FormatError, LayoutError, SurroundingsError
 from cryoscale.geometry import Box, Grid, Zyx
 
 DTYPES = ["int8", "uint8", "int16", "uint16", "float16", "float32"]
@@ -398,3 +399,66 @@ def test_label_volumes_and_tomograms_have_a_layout(tmp_path: Path) -> None:
         pyramid = Pyramid(Folder.of(tmp_path / str(image)), writable=True)
         pyramid.create([Level(Zyx(20, 30, 40), 1.0)], np.uint8, chunk=8, shard=16, image=image)
         assert pyramid.layout(0) is not None
+
+
+def test_a_zstd_chunk_that_is_too_short_is_damage() -> None:
+    codec = chunk_codec([{"name": "bytes"}, {"name": "zstd", "configuration": {"level": 3}}], np.dtype("u1"))
+    assert codec is not None
+    short = np.frombuffer(codec.encode(np.ones(32, np.uint8)), np.uint8)
+    with pytest.raises(ValueError, match="32 decoded bytes"):
+        codec.decode(short, np.zeros(64, np.uint8))
+
+
+def test_a_box_of_many_shards_holds_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = noise((16, 16, 16), "float32")
+    pyramid = Pyramid(Folder.of(tmp_path), writable=True)
+    pyramid.create([Level(Zyx(16, 16, 16), 1.0)], np.float32, chunk=4, shard=4, image=True)
+    pyramid.write(0, Box.whole(data.shape), data)
+    monkeypatch.setattr(shards, "OPEN_SHARDS", 3)
+    most, held = 0, set()
+    opened, closed = objects.LocalObject.__init__, objects.LocalObject.close
+
+    def count(self: objects.LocalObject, path: str) -> None:
+        nonlocal most
+        opened(self, path)
+        held.add(self.handle)
+        most = max(most, len(held))
+
+    def forget(self: objects.LocalObject) -> None:
+        held.discard(self.handle)
+        closed(self)
+
+    monkeypatch.setattr(objects.LocalObject, "__init__", count)
+    monkeypatch.setattr(objects.LocalObject, "close", forget)
+    np.testing.assert_array_equal(pyramid.read(0, Box.whole(data.shape)), data)
+    assert most == 3
+    assert not held
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError("slow"), ConnectionError("gone"), ValueError("of the caller")]
+)
+def test_what_is_not_damage_is_not_called_so(tmp_path: Path, error: Exception) -> None:
+    data = noise(SHAPE, "int16")
+    make(Folder.of(tmp_path))
+    pyramid = write(Folder.of(tmp_path), data)
+
+    def take(place: Any, stored: Any) -> None:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)) as raised:
+        pyramid.read_pieces(0, Box.whole(data.shape), take)
+    assert not isinstance(raised.value, FormatError)
+
+
+def test_what_a_store_says_of_credentials_is_of_the_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class ClientError(Exception):
+        """As clients of object stores raise it."""
+
+    folder = memory()
+    monkeypatch.setattr("cryoscale.data.folder._client_errors", lambda: (ClientError,))
+    monkeypatch.setattr(MemoryFileSystem, "cat_ranges", lambda *_, **__: [ClientError("expired")])
+    with pytest.raises(SurroundingsError, match="expired"):
+        objects.read_tails(folder, ["a"], 8)

@@ -131,7 +131,7 @@ def _only_key(run: Run, stage: str, unit: str) -> str:
     [
         ("pick.threshold=4", from_on("pick")),
         ("encoder.l1=0.01", from_on("train_encoder")),
-        ("cluster.seed=7", from_on("cluster")),
+        ("cluster.seed=8", from_on("cluster")),
         ("review.members_shown=2", {"review"}),
         ("segmenter.seed=3", from_on("train_segmenter")),
         ("segment.overlap_voxels=2", {"segment", "instances"}),

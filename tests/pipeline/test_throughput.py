@@ -78,6 +78,16 @@ def test_too_few_picks_are_named(noisy: Path, tmp_path: Path) -> None:
         try_out(tmp_path, noisy, [*SMALL, "pick.max_picks=10"], voxels=10**7)
 
 
+def test_a_tomogram_that_cannot_be_ingested_says_why(tmp_path: Path) -> None:
+    source = tmp_path / "bad.mrc"
+    volume = np.random.default_rng(0).standard_normal((32, 32, 32), dtype=np.float32)
+    volume[3, 4, 5] = np.nan
+    write_mrc(source, volume, 10.0)
+    found = try_out(tmp_path / "trial", source, SMALL, voxels=10**7)
+    assert found.rates == ()
+    assert "NaN" in found.failures[0]
+
+
 def test_a_missing_tomogram_is_misuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["bench", str(tmp_path / "no.mrc")]) == 2
     assert "no.mrc" in capsys.readouterr().err
@@ -98,7 +108,7 @@ def test_the_forecast_scales_with_the_tomogram_and_the_workers() -> None:
 
 
 def test_suggestions_rest_on_numbers() -> None:
-    waiting = StageRate("pick", 1.0, "Mvoxel", 10.0, 8.0, "reading the store")
+    waiting = StageRate("pick", 2000.0, "Mvoxel", 10.0, 8.0, "reading the store")
     assert any("faster disk" in said for said in suggestions(trial(waiting), CEILINGS))
     computing = replace(waiting, besides=0.1)
     assert not any("faster disk" in said for said in suggestions(trial(computing), CEILINGS))
