@@ -53,7 +53,7 @@ def workers(size: Size) -> Iterator[Any]:
         warnings.simplefilter("ignore")
         with (
             LocalCluster(
-                n_workers=2, threads_per_worker=1, processes=size != "tiny", dashboard_address=None,
+                n_workers=2, threads_per_worker=1, processes=size != "tiny", dashboard_address="127.0.0.1:0",
                 memory_limit=0, silence_logs=logging.CRITICAL,
             ) as cluster,
             Client(cluster) as client,
@@ -134,7 +134,7 @@ def _faiss(rows_NF: Any, start_KF: Any, iterations: int) -> Callable[[], Any]:
 
 def _ours(passes: Any, start_KF: Any, iterations: int) -> Callable[[], Any]:
     def run() -> Any:
-        centers_KF, _ = passes.iterate(start_KF.astype("float64"), iterations, 0.0)
+        centers_KF, *_ = passes.iterate(start_KF.astype("float64"), iterations, 0.0)
         passes.summary(centers_KF)  # as the peers do: labels and inertia of the last centres
         return centers_KF
 

@@ -10,12 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.cases.store_layout import HALO, TILE, codecs, latency, tiles_of, write_volume
 from benchmarks.cases.store_peers import PLAIN, ZARRS, Layout, halve
-from benchmarks.harness.case import Case, Contestant, Setup, Size, Target, installed
+from benchmarks.harness.case import Case, Contestant, Role, Setup, Size, Target, installed
 from benchmarks.harness.growth import Growth
 
+Read = Callable[[Any], Any]
+"""From a box to its voxels."""
 SHAPES = {"tiny": (64, 64, 128), "small": (256, 512, 512), "full": (512, 1024, 1024)}
-TILE, HALO = 128, 36
 
 
 def _layout(size: Size, threads: int) -> Layout:
@@ -127,11 +129,18 @@ def _in_turn(*runs: Callable[[], Any]) -> Callable[[], None]:
     return run
 
 
-def _raw_copy(volume: Any, place: Path) -> Callable[[], None]:
-    def run() -> None:
-        with place.open("wb") as stream:
-            for plane in volume:
+def _raw_copy(volume: Any, place: Path, threads: int) -> Callable[[], None]:
+    """Write the planes as they are, each thread its share into a file of its own."""
+
+    def some(number: int) -> None:
+        with (place / str(number)).open("wb") as stream:
+            for plane in volume[len(volume) * number // threads : len(volume) * (number + 1) // threads]:
                 stream.write(plane.data)
+
+    def run() -> None:
+        place.mkdir(exist_ok=True)
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(some, range(threads)))
 
     return run
 
@@ -169,13 +178,13 @@ def _ingest(size: Size, scratch: Path) -> Iterator[Setup]:
         if name not in missing:
             run = functools.partial(write, volume, places[name], layout)
             contestants.append(Contestant(name, run, work, "peer", words))
+    codec, copy = _codec_alone(volume, layout), _raw_copy(volume, scratch / "raw", layout.threads)
     contestants += [
-        Contestant("copy", _raw_copy(volume, scratch / "raw"), work, "baseline", "read and written as it is"),
-        Contestant("codec", _codec_alone(volume, layout), work, "ceiling", "encode, and decode for levels"),
+        Contestant("copy", copy, work, "baseline", f"read and written as it is, {layout.threads} threads"),
+        Contestant("codec", codec, work, "ceiling", f"encode, decode for levels, {layout.threads} threads"),
+        Contestant("codec and copy", _in_turn(codec, copy), work, "ceiling",
+                   f"one after the other, each on all {layout.threads} threads"),
     ]  # fmt: skip
-    both = _in_turn(_codec_alone(volume, layout), _raw_copy(volume, scratch / "raw"))
-    words = "one after the other: both take the same cores"
-    contestants.append(Contestant("codec and copy", both, work, "ceiling", words))
 
     def check(results: Mapping[str, Any]) -> Mapping[str, Any]:
         import zarr
@@ -211,12 +220,6 @@ def _arrays(place: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
-def _tiles(shape: tuple[int, ...], tile: int, halo: int) -> list[Any]:
-    from cryoscale.geometry import Grid
-
-    return [block.read for block in Grid.of(shape, tile).blocks(halo)]
-
-
 @contextlib.contextmanager
 def _read(size: Size, scratch: Path) -> Iterator[Setup]:
     import numpy as np
@@ -228,8 +231,8 @@ def _read(size: Size, scratch: Path) -> Iterator[Setup]:
     layout = _layout(size, threads=1)
     volume = _source(scratch / "big.mrc", SHAPES[size])
     place = scratch / "volume.zarr"
-    pyramid = _write_volume(Folder.of(place), volume, layout.chunk, layout.shard)
-    boxes = _tiles(SHAPES[size], *((32, 9) if size == "tiny" else (TILE, HALO)))
+    pyramid = write_volume(Folder.of(place), volume, layout.chunk, layout.shard)
+    boxes = tiles_of(SHAPES[size], *((32, 9) if size == "tiny" else (TILE, HALO)))
     work = sum(box.voxels for box in boxes) / 1e6
     most = max(boxes, key=lambda box: box.voxels)
     buffer = np.empty(most.voxels, np.float32)
@@ -237,42 +240,40 @@ def _read(size: Size, scratch: Path) -> Iterator[Setup]:
     def into(box: Any) -> Any:
         return buffer[: box.voxels].reshape(box.shape)
 
-    def tiles(read: Callable[[Any], Any]) -> Callable[[], float]:
-        def run() -> float:
-            return float(sum(float(read(box)[-1, -1, -1]) for box in boxes))
+    @contextlib.contextmanager
+    def zarr_array(pipeline: dict[str, str]) -> Iterator[Read]:
+        with peers.settings(pipeline, layout.threads):
+            array = zarr.open_array(str(place), path="0", mode="r")
+            yield lambda box: array[box.slices]
 
-        return run
-
-    def zarr_tiles(pipeline: dict[str, str]) -> Callable[[], float]:
-        def run() -> float:
-            with peers.settings(pipeline, layout.threads):
-                array = zarr.open_array(str(place), path="0", mode="r")
-                return tiles(lambda box: array[box.slices])()
-
-        return run
-
-    fresh, reused = (
-        tiles(lambda box: pyramid.read(0, box)),
-        tiles(lambda box: pyramid.read(0, box, into(box))),
-    )
-    contestants = [
-        Contestant("ours, as the peers", fresh, work, "ours", "a new array each time"),
-        Contestant("ours, best", reused, work, "ours", "one buffer"),
-        Contestant("zarr-python", zarr_tiles(PLAIN), work, "peer", rounds=2),
-    ]  # fmt: skip
-    missing = []
+    ways: dict[str, Callable[[], contextlib.AbstractContextManager[Read]]] = {
+        "ours, as the peers": _ready(lambda box: pyramid.read(0, box)),
+        "ours, best": _ready(lambda box: pyramid.read(0, box, into(box))),
+        "zarr-python": functools.partial(zarr_array, PLAIN),
+        "memory map": _ready(lambda box: np.ascontiguousarray(volume[box.slices])),
+    }
     if installed("zarrs"):
-        contestants.append(Contestant("zarrs", zarr_tiles(ZARRS), work, "peer", "zarr-python's arrays"))
-    else:
-        missing.append("zarrs")
+        ways["zarrs"] = functools.partial(zarr_array, ZARRS)
     if installed("tensorstore"):
         stored = peers.tensorstore_open(place, layout, 0)
-        run = tiles(lambda box: stored[box.slices].read().result())
-        contestants.append(Contestant("tensorstore", run, work, "peer"))
-    else:
-        missing.append("tensorstore")
-    raw = tiles(lambda box: np.ascontiguousarray(volume[box.slices]))
-    contestants.append(Contestant("memory map", raw, work, "baseline", "the MRC file, not compressed"))
+        ways["tensorstore"] = _ready(lambda box: stored[box.slices].read().result())
+
+    def tiles(name: str) -> float:
+        with ways[name]() as read:
+            return float(sum(float(read(box)[-1, -1, -1]) for box in boxes))
+
+    words: dict[str, tuple[Role, str, int | None]] = {
+        "ours, as the peers": ("ours", "a new array each time", None),
+        "ours, best": ("ours", "one buffer", None),
+        "zarr-python": ("peer", "", 2),
+        "zarrs": ("peer", "zarr-python's arrays", None),
+        "tensorstore": ("peer", "", None),
+        "memory map": ("baseline", "the MRC file, not compressed", None),
+    }
+    contestants = [
+        Contestant(name, functools.partial(tiles, name), work, role, how, rounds=rounds)
+        for name, (role, how, rounds) in words.items() if name in ways
+    ]  # fmt: skip
     contestants.append(
         Contestant("codec", _decode_alone(pyramid, boxes), work, "ceiling", "decode the same chunks")
     )
@@ -280,16 +281,24 @@ def _read(size: Size, scratch: Path) -> Iterator[Setup]:
     def check(results: Mapping[str, Any]) -> Mapping[str, Any]:
         sums = {name: value for name, value in results.items() if value is not None}
         assert len(set(sums.values())) == 1, sums
-        decoded = sum(_chunks_of(box, layout) for box in boxes) * layout.chunk**3
+        for name, way in ways.items():
+            with way() as read:
+                for box in (boxes[0], boxes[len(boxes) // 2], boxes[-1]):
+                    np.testing.assert_array_equal(read(box), volume[box.slices], f"{name}, {box}")
+        decoded = sum(_chunks_of(box, layout.chunks(0)) for box in boxes) * layout.chunk**3
         return {"voxels decoded for each read": round(decoded / work / 1e6, 2)}
 
     with _one_thread_each():
-        yield Setup(contestants, {"tiles": len(boxes)}, check, missing)
+        yield Setup(contestants, {"tiles": len(boxes)}, check, [name for name in words if name not in ways])
 
 
-def _chunks_of(box: Any, layout: Layout) -> int:
+def _ready(read: Read) -> Callable[[], contextlib.AbstractContextManager[Read]]:
+    return lambda: contextlib.nullcontext(read)
+
+
+def _chunks_of(box: Any, chunk: tuple[int, ...]) -> int:
     number = 1
-    for a, b, c in zip(box.start, box.stop, layout.chunks(0), strict=True):
+    for a, b, c in zip(box.start, box.stop, chunk, strict=True):
         number *= -(-b // c) - a // c
     return number
 
@@ -299,12 +308,7 @@ def _decode_alone(pyramid: Any, boxes: list[Any]) -> Callable[[], None]:
     import numpy as np
 
     layout = pyramid.layout(0)
-    count = 0
-    for box in boxes:
-        number = 1
-        for a, b, c in zip(box.start, box.stop, layout.chunk, strict=True):
-            number *= -(-b // c) - a // c
-        count += number
+    count = sum(_chunks_of(box, layout.chunk) for box in boxes)
     volume = np.random.default_rng(0).standard_normal((16, *layout.chunk), dtype=np.float32)
     encoded = [np.frombuffer(layout.codec.encode(chunk), np.uint8) for chunk in volume]
     out = np.empty(layout.chunk_bytes, np.uint8)
@@ -314,115 +318,6 @@ def _decode_alone(pyramid: Any, boxes: list[Any]) -> Callable[[], None]:
             layout.codec.decode(encoded[number % len(encoded)], out)
 
     return run
-
-
-CODECS = {
-    "none": None,
-    "lz4, bits": ("lz4", 1, "bitshuffle"),
-    "lz4, bytes": ("lz4", 1, "shuffle"),
-    "lz4 level 9, bits": ("lz4", 9, "bitshuffle"),
-    "zstd, bits": ("zstd", 1, "bitshuffle"),
-    "zstd level 3, bits": ("zstd", 3, "bitshuffle"),
-    "zstd, no shuffle": ("zstd", 1, "noshuffle"),
-}
-
-
-@contextlib.contextmanager
-def _codecs(size: Size, scratch: Path) -> Iterator[Setup]:
-    import numpy as np
-
-    from cryoscale.data.chunk_codecs import BloscChunkCodec, ChunkCodec, RawCodec
-
-    rng = np.random.default_rng(0)
-    edge, count = (16, 2) if size == "tiny" else (64, 64 if size == "small" else 256)
-    noise = rng.standard_normal((count, edge, edge, edge), dtype=np.float32)
-    data = {"float32": noise, "int16": np.rint(noise * 300).astype(np.int16),
-            "int8": np.clip(np.rint(noise * 30), -127, 127).astype(np.int8)}  # fmt: skip
-    contestants, facts = [], {}
-    for dtype, chunks in data.items():
-        for name, settings in CODECS.items():
-            codec: ChunkCodec = RawCodec()
-            if settings is not None:
-                words = dict(zip(("cname", "clevel", "shuffle"), settings, strict=True))
-                codec = BloscChunkCodec({**words, "typesize": chunks.itemsize})
-            encoded = [np.frombuffer(codec.encode(chunk), np.uint8) for chunk in chunks]
-            out = np.empty(chunks[0].nbytes, np.uint8)
-            facts[f"{dtype}, {name}: size"] = round(sum(map(len, encoded)) / chunks.nbytes, 3)
-
-            def encode(codec: ChunkCodec = codec, chunks: Any = chunks) -> None:
-                for chunk in chunks:
-                    codec.encode(chunk)
-
-            def decode(codec: ChunkCodec = codec, encoded: Any = encoded, out: Any = out) -> None:
-                for part in encoded:
-                    codec.decode(part, out)
-
-            work = chunks.nbytes / 1e9
-            contestants.append(Contestant(f"{dtype}, {name}: encode", encode, work, "ceiling"))
-            contestants.append(Contestant(f"{dtype}, {name}: decode", decode, work, "ceiling"))
-    yield Setup(contestants, facts)
-
-
-def _write_volume(folder: Any, volume: Any, chunk: int, shard: int) -> Any:
-    """Write a volume as level 0 of a pyramid with our default codec; return it for reading."""
-    from cryoscale.data.pyramid import Level, Pyramid
-    from cryoscale.geometry import Grid, Zyx
-
-    pyramid = Pyramid(folder, writable=True)
-    pyramid.create([Level(Zyx.of(volume.shape), 10.0)], "float32", chunk=chunk, shard=shard, image=True)
-    for box in Grid.of(volume.shape, pyramid.write_unit(0)).boxes():
-        pyramid.write(0, box, volume[box.slices])
-    return Pyramid(folder)
-
-
-@contextlib.contextmanager
-def _latency(size: Size, scratch: Path) -> Iterator[Setup]:
-    import numpy as np
-    import zarr
-
-    from benchmarks.cases.store_bucket import Bucket, bucket_url
-    from cryoscale.data.folder import Folder
-    from cryoscale.data.pyramid import open_store
-
-    shape, tile, halo = ((64, 64, 64), 32, 9) if size == "tiny" else ((128, 256, 256), TILE, HALO)
-    volume = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    boxes = _tiles(shape, tile, halo)
-    work = sum(box.voxels for box in boxes) / 1e6
-    contestants = []
-    layouts = ((64, 256), (64, 128), (32, 256), (32, 128), (128, 256))
-    if size == "tiny":
-        layouts = ((16, 32), (32, 64))
-    for chunk, shard in layouts:
-        folder = Folder.of(bucket_url(f"{chunk}-{shard}"))
-        Bucket.fast = True
-        pyramid = _write_volume(folder, volume, chunk, shard)
-        pyramid.read(0, boxes[0])  # the array's metadata is read once for a worker
-
-        def ours(pyramid: Any = pyramid) -> float:
-            Bucket.fast = False
-            return float(sum(float(pyramid.read(0, box)[-1, -1, -1]) for box in boxes))
-
-        def theirs(folder: Any = folder) -> float:
-            Bucket.fast = True
-            array = zarr.open_array(open_store(folder, read_only=True), path="0", mode="r")
-            Bucket.fast = False
-            return float(sum(float(array[box.slices][-1, -1, -1]) for box in boxes))
-
-        layout = f"chunk {chunk}, shard {shard}"
-        contestants.append(Contestant(f"ours, {layout}", ours, work, "ours", warm=False))
-        if chunk == layouts[0][0] and shard == layouts[0][1]:
-            contestants.append(
-                Contestant(f"zarr-python, {layout}", theirs, work, "peer", rounds=1, warm=False)
-            )
-
-    def check(results: Mapping[str, Any]) -> Mapping[str, Any]:
-        assert len(set(results.values())) == 1, results
-        return {"latency, ms": Bucket.latency_s * 1e3, "MB/s and request": Bucket.bytes_per_s / 1e6}
-
-    try:
-        yield Setup(contestants, {"tiles": len(boxes)}, check)
-    finally:
-        Bucket.objects.clear()
 
 
 def _grown(size: Size, factor: int) -> tuple[int, ...]:
@@ -448,8 +343,8 @@ def _read_growth(size: Size, factor: int, scratch: Path) -> Iterator[tuple[Calla
 
     shape = _grown(size, factor)
     volume = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    pyramid = _write_volume(Folder.of(scratch / "v.zarr"), volume, 32 if size == "tiny" else 64, 128)
-    boxes = _tiles(shape, 32 if size == "tiny" else TILE, 0)
+    pyramid = write_volume(Folder.of(scratch / "v.zarr"), volume, 32 if size == "tiny" else 64, 128)
+    boxes = tiles_of(shape, 32 if size == "tiny" else TILE, 0)
 
     def run() -> None:
         for box in boxes:
@@ -483,12 +378,12 @@ CASES = (
             Target("ours, as the peers", 1 / 1.3, "codec", words="or within 1.3 of what the codec allows"),
         ),
     ),
-    Case("store.codecs", "How fast are codecs on a chunk, and how much do they save?", "GB", _codecs),
+    Case("store.codecs", "How fast are codecs on a chunk, and how much do they save?", "GB", codecs),
     Case(
         "store.latency",
         "Which chunk and shard are best where each request takes 30 ms?",
         "Mvoxel",
-        _latency,
+        latency,
         rounds=2,
     ),
 )  # fmt: skip

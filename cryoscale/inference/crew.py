@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -50,7 +51,12 @@ class Crew(Generic[Tool]):
             loop(self._tools[0])
             return
         running = [self._pool.submit(loop, tool) for tool in self._tools]
-        failures = [failure for future in running if (failure := future.exception()) is not None]
+        try:
+            failures = [failure for future in running if (failure := future.exception()) is not None]
+        except BaseException:  # the caller is interrupted: nobody may go on with its arrays and tools
+            stop.set()
+            concurrent.futures.wait(running)
+            raise
         if failures:
             raise failures[0]
 

@@ -212,12 +212,18 @@ def _given_start(init: Array, n_clusters: int, units: Units) -> Floats:
 def _fit(
     passes: Passes, centers_KF: Floats, max_iter: int, tol: float
 ) -> tuple[Floats, npt.NDArray[np.int64], float, int]:
-    """Iterate over all rows; a cluster without members is moved to the farthest row, and Lloyd runs again."""
+    """Iterate over all rows; a cluster without members is moved to the farthest row, and Lloyd runs again.
+
+    A cluster may lose its members and win others as the centres move: then nothing is to be repaired, and
+    Lloyd goes on.
+    """
     iterations = 0
-    for _ in range(REPAIRS + 1):
-        centers_KF, more = passes.iterate(centers_KF, max_iter, tol)
+    for attempt in range(REPAIRS + 1):
+        centers_KF, more, settled = passes.iterate(centers_KF, max_iter, tol)
         iterations += more
         found = passes.summary(centers_KF)
+        if found.counts_K.all() and not settled and attempt < REPAIRS:
+            continue
         if found.counts_K.all():
             return centers_KF, found.counts_K, float(found.inertia), iterations
         empty_M = np.flatnonzero(found.counts_K == 0)

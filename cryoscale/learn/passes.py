@@ -152,8 +152,8 @@ class Storage:
 class Passes(Protocol):
     """What iterates over all rows."""
 
-    def iterate(self, centers_KF: Floats, max_iter: int, tol: float) -> tuple[Floats, int]:
-        """Return the centres after Lloyd's iterations, and how many there were."""
+    def iterate(self, centers_KF: Floats, max_iter: int, tol: float) -> tuple[Floats, int, bool]:
+        """Return the centres after Lloyd's iterations, how many there were, and whether they have settled."""
 
     def summary(self, centers_KF: Floats) -> lloyd.Summary:
         """Say how all rows lie around these centres."""
@@ -180,8 +180,8 @@ class OwnPasses:
         if in_memory:
             self.parts = dask.persist(*[dask.delayed(_hold, pure=False)(part) for part in self.parts])
 
-    def iterate(self, centers_KF: Floats, max_iter: int, tol: float) -> tuple[Floats, int]:
-        """Return the centres after Lloyd's iterations, and how many there were.
+    def iterate(self, centers_KF: Floats, max_iter: int, tol: float) -> tuple[Floats, int, bool]:
+        """Return the centres after Lloyd's iterations, how many there were, and whether they have settled.
 
         It ends when the squared shift of all centres together falls to `tol`, or when a cluster has no
         members left: its centre stays where it was, for the caller to find a better place.
@@ -193,9 +193,11 @@ class OwnPasses:
             moved_KF = total.means(centers_KF)
             shift = float(((moved_KF - centers_KF) ** 2).sum())
             centers_KF = moved_KF
-            if shift <= tol or not total.counts_K.all():
-                break
-        return centers_KF, number
+            if shift <= tol:
+                return centers_KF, number, True
+            if not total.counts_K.all():
+                return centers_KF, number, False
+        return centers_KF, number, True
 
     def summary(self, centers_KF: Floats) -> lloyd.Summary:
         """Say how all rows lie around these centres."""
@@ -222,13 +224,13 @@ class DaskMLPasses:
         ]
         self.data = da.concatenate(parts).persist()
 
-    def iterate(self, centers_KF: Floats, max_iter: int, tol: float) -> tuple[Floats, int]:
-        """Return the centres after Lloyd's iterations, and how many there were."""
+    def iterate(self, centers_KF: Floats, max_iter: int, tol: float) -> tuple[Floats, int, bool]:
+        """Return the centres after Lloyd's iterations, how many there were, and whether they have settled."""
         from dask_ml.cluster import KMeans
 
         start_KF = centers_KF.astype(np.float32)
         fitted = KMeans(len(start_KF), init=start_KF, max_iter=max_iter, tol=tol).fit(self.data)
-        return np.asarray(fitted.cluster_centers_, dtype=np.float64), int(fitted.n_iter_)
+        return np.asarray(fitted.cluster_centers_, dtype=np.float64), int(fitted.n_iter_), True
 
     def summary(self, centers_KF: Floats) -> lloyd.Summary:
         """Say how all rows lie around these centres."""

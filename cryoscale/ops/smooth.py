@@ -5,8 +5,8 @@ inputs, so the band is cut into small full matrices of that shape, all the same.
 `cryoscale.ops.gaussian` (6 sigma, where the Gaussian is below 2e-8), so both agree to float32's rounding. The
 work grows with sigma; beyond `WIDEST` Fourier transforms are faster.
 
-Every product is small enough for BLAS to run it on one thread, and the same for every array of one shape:
-bits depend neither on the number of threads nor on what else is computed.
+Products have the same shapes for every array of one shape, so bits do not depend on what else is computed;
+nor do they depend on the threads of BLAS, which a test looks at.
 """
 
 from __future__ import annotations

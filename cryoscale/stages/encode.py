@@ -14,7 +14,7 @@ from cryoscale.data.access import Access
 from cryoscale.data.rows import ROWS_PER_BLOCK
 from cryoscale.geometry import Block
 from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan, chunked_rows
-from cryoscale.stages.networks import BATCH, encoding_width, invariants_bytes, open_encoder
+from cryoscale.stages.networks import encoding_width, invariants_bytes, network_bytes, open_encoder
 from cryoscale.stages.patching import PatchReader, one_ahead
 from cryoscale.stages.training import check_voxel_size
 
@@ -38,7 +38,7 @@ class EncodeStage(BlockStage):
         card = access.model("encoder").card  # not the configuration: the weights may be given ones
         check_voxel_size(card, reader.level.voxel_size_angstrom, "the encoder", f"'{access.tomogram}'")
         architecture = card["architecture"]
-        activations = BATCH * reader.box.voxels * int(architecture["channels"]) * 4 * 3
+        activations = network_bytes(access, reader.box.voxels, int(architecture["channels"]))
         needed = reader.bytes_per_gather() + 2 * patches + activations + 256 * 2**20
         needed += invariants_bytes(card, reader.box)
         disk = rows * encoding_width(card) * 4

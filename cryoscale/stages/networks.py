@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cryoscale.models.invariants import ShellInvariants
 
 BATCH = 64  # patches; fixed, so that results do not depend on how rows or windows fall into blocks
+AT_ONCE = 4  # items that OpenVINO computes at a time on each core
 KEPT = 3  # networks that stay loaded in a process
 
 
@@ -198,6 +199,23 @@ def invariants_of(added: Mapping[str, Any], box: Sequence[int]) -> ShellInvarian
             remedy="Encode with the version of cryoscale that trained the encoder, or train it again.",
         )
     return module
+
+
+def network_bytes(access: Access, voxels: int, channels: int) -> int:
+    """Bound what a network on patches takes once it runs: on CPUs each core computes items of its own.
+
+    Parameters
+    ----------
+    access : Access
+        Its `[execution]` table says how many threads a worker has; as many as this machine's cores, if not.
+    voxels : int
+        Of a patch.
+    channels : int
+        Of the network's first layer, the widest in bytes: its result, what is made of it, and one to spare.
+    """
+    threads = access.config.execution.ray_threads or max(4, cpu_count())
+    items = max(BATCH, AT_ONCE * threads)
+    return 4 * voxels * (3 * items * channels + 2 * BATCH * threads)  # the second: inputs of whole batches
 
 
 def encoding_width(card: Mapping[str, Any]) -> int:

@@ -16,7 +16,7 @@ from cryoscale.geometry import Zyx
 from cryoscale.ops.gaussian import smooth_exact
 from cryoscale.ops.shape import ShapeMeasures, measure_shape
 from cryoscale.stages.base import WholeStage
-from cryoscale.stages.networks import BATCH, open_decoder
+from cryoscale.stages.networks import network_bytes, open_decoder
 from cryoscale.stages.patching import PatchReader
 from cryoscale.stages.training import sample_rows
 
@@ -73,7 +73,7 @@ class ReviewStage(WholeStage):
         of_clusters = n_clusters * (box.voxels * (8 + 4 * 5) + shown * 3)  # arrays, and twice in their file
         channels = int(access.model("encoder").card["architecture"]["channels"])
         gather = max(PatchReader.for_access(access, t).bytes_per_gather() for t in access.tomograms)
-        passing = max(gather + PATCHES * box.voxels * 4, BATCH * box.voxels * channels * 4 * 3)
+        passing = max(gather + PATCHES * box.voxels * 4, network_bytes(access, box.voxels, channels))
         counts = 8 * n_clusters * len(access.tomograms)
         tables = 24 * max(access.pick_count(t) for t in access.tomograms)
         return of_clusters + passing + counts + tables + 256 * 2**20

@@ -22,7 +22,7 @@ from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan, 
 from cryoscale.stages.dense import Labels, Predict, dense_bytes, open_dense
 from cryoscale.stages.labelling import CHUNK, SHARD, coarser, finer, label_blocks
 from cryoscale.stages.masks import OTSU_ROWS, class_level
-from cryoscale.stages.networks import BATCH, open_decoder, open_segmenter
+from cryoscale.stages.networks import BATCH, network_bytes, open_decoder, open_segmenter
 from cryoscale.stages.patching import PatchReader
 from cryoscale.stages.training import check_voxel_size
 
@@ -55,7 +55,7 @@ class SegmentStage(BlockStage):
             needed = dense_bytes(access, reader, largest, channels, n_classes)
         else:
             needed = (n_classes + 3) * largest.voxels * 4 + reader.bytes_per_gather()
-            needed += BATCH * reader.box.voxels * channels * 4 * 4
+            needed += network_bytes(access, reader.box.voxels, channels)
         needed += 256 * 2**20
         if access.config.segment.mode == "decoded":
             needed += OTSU_ROWS * reader.box.voxels * 12  # members whose histogram gives a level, in float64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
 
 import pytest
@@ -41,3 +42,27 @@ def test_a_failure_is_raised_and_ends_the_rest(threads: int) -> None:
         crew.work(range(50), fail)
     assert len(begun) <= threads
     crew.close()
+
+
+def test_an_interrupted_caller_stops_the_crew(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, go = threading.Event(), threading.Event()
+    done: list[int] = []
+
+    def work(tool: str, job: int) -> None:
+        started.set()
+        go.wait(30)
+        done.append(job)
+
+    def interrupted(future: concurrent.futures.Future[None], timeout: float | None = None) -> None:
+        started.wait(30)
+        go.set()
+        raise KeyboardInterrupt
+
+    crew = Crew(["a", "b"])
+    monkeypatch.setattr(concurrent.futures.Future, "exception", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        crew.work(range(10_000), work)
+    count = len(done)
+    monkeypatch.undo()
+    crew.close()
+    assert len(done) == count < 10_000

@@ -107,7 +107,7 @@ def test_a_distributed_client_does_not_change_the_bits():
     with (
         dask.config.set(scheduler=None),
         distributed.LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0"
         ) as cluster,
         distributed.Client(cluster),
     ):

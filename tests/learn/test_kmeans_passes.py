@@ -231,10 +231,17 @@ def test_a_cluster_of_processes_like_ours_finds_the_same_bits(in_memory):
     with (
         dask.config.set(scheduler=None),
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
         ) as cluster,
         distributed.Client(cluster),
     ):
         assert passes.slots() == 2
         two = fit_kmeans(chunks, n_clusters=8, in_memory=in_memory)
     same(one, two)
+
+
+def test_a_cluster_that_is_empty_for_a_while_does_not_end_the_fit() -> None:
+    rows_NF = np.repeat(np.array([0.0, 0.1, *[10.0] * 9], np.float32), 2)[:, None]
+    found = fit_kmeans([rows_NF], n_clusters=2, init=np.array([[5.0], [-6.0]]), standardise=False)
+    np.testing.assert_allclose(np.sort(found.centers_KF.ravel()), [0.05, 10.0], atol=1e-5)
+    assert sorted(found.counts_K) == [4, 18]

@@ -45,3 +45,16 @@ def test_the_kernel_keeps_the_mean() -> None:
 def test_without_an_inside_it_says_so() -> None:
     with pytest.raises(LayoutError, match="halo of 6 voxels"):
         smooth_inner(np.zeros((12, 20, 20), np.float32), 1.0)
+
+
+@pytest.mark.parametrize("sigma", [1.0, 4.0])
+def test_threads_of_products_change_no_bit(sigma: float) -> None:
+    from threadpoolctl import threadpool_limits
+
+    volume = np.random.default_rng(0).standard_normal((70, 180, 430), dtype=np.float32)
+    found = []
+    for threads in (1, 2, 4):
+        with threadpool_limits(threads):
+            found.append(smooth_inner(volume, sigma))
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])

@@ -45,7 +45,7 @@ def test_patches_are_cut_from_the_smoothed_tomogram(
     mean, sd = reader.statistics
     expected = (smooth_exact(whole, sigma) - mean) / sd if sigma else whole
     for patch, (z, y, x) in zip(patches, centres[fits], strict=True):
-        np.testing.assert_allclose(patch, expected[z - 4 : z + 4, y - 2 : y + 2, x - 6 : x + 6], atol=5e-3)
+        np.testing.assert_allclose(patch, expected[z - 4 : z + 4, y - 2 : y + 2, x - 6 : x + 6], atol=2e-5)
 
 
 @settings(max_examples=20)
