@@ -43,13 +43,16 @@ def workers(size: Size) -> Iterator[Any]:
     import dask
     from distributed import Client, LocalCluster
 
-    pools = {f"{name}_NUM_THREADS": 1 for name in ("OMP", "OPENBLAS", "MKL")}
+    from cryoscale.runtime.environment import environment
+
+    # In this process too while they start: what stands there counts more for Dask than its configuration.
+    pools = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
     settings = {
         "distributed.worker.multiprocessing-method": "spawn",
         "distributed.nanny.pre-spawn-environ": pools,
         "distributed.worker.memory.pause": False,
     }
-    with warnings.catch_warnings(), dask.config.set(settings):
+    with warnings.catch_warnings(), dask.config.set(settings), environment(pools):
         warnings.simplefilter("ignore")
         with (
             LocalCluster(
