@@ -60,6 +60,18 @@ def test_a_result_depends_neither_on_the_number_of_items_nor_on_the_place(case, 
         np.testing.assert_array_equal(engine.run(items[3:]), whole[3:])
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("channels", [8, 32])  # with two, torch itself differs in the last bit
+def test_copies_of_one_item_give_the_same_bits_at_every_place(backend, channels, threads):
+    module = EncoderOnly(Autoencoder3D((12, 12, 12), dimension=5, channels=channels, seed=3)).eval()
+    items = np.repeat(items_of((1, 12, 12, 12), 1), 7, axis=0)
+    with open_engine(
+        module, input_shape=(1, 12, 12, 12), batch=7, device="cpu", backend=backend, threads=threads
+    ) as engine:
+        found = engine.run(items)
+    np.testing.assert_array_equal(found, np.repeat(found[:1], 7, axis=0))
+
+
 def test_opened_twice_gives_the_same_bits(backend):
     module, shape = CASES["encoder"]
     items = items_of(shape, 9)
