@@ -11,6 +11,7 @@ from benchmarks.harness.measure import rate
 from benchmarks.harness.slopes import slope
 
 COLOURS = {"ours": "#1f6f8b", "peer": "#b0b0b0", "baseline": "#d8c48a", "ceiling": "#e9e2c8"}
+WIDE = 20  # rates that differ by more are drawn on a logarithmic axis
 
 
 def draw_all(records: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
@@ -47,6 +48,9 @@ def _draw_rates(records: Sequence[dict[str, Any]], path: Path) -> None:
             range(len(rows)), rates, xerr=errors, color=[COLOURS[row["role"]] for row in rows],
             error_kw={"elinewidth": 1, "ecolor": "#333333"},
         )  # fmt: skip
+        if max(rates) > WIDE * min(rates):  # beside a baseline that does nothing the others would vanish
+            axis.set_xscale("log")
+            axis.set_xlim(left=min(rates) / 2)
         axis.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
         axis.invert_yaxis()
         axis.set_title(record["case"], fontsize=9, loc="left")
