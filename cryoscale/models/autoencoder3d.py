@@ -59,6 +59,11 @@ class Autoencoder3D(nn.Module):
         A side that does not divide by 4, or an unknown activation.
     """
 
+    dimensions = 3
+    heads = ()
+    alignment = sides_divide_by = 4
+    halo = None
+
     def __init__(
         self,
         box: Sequence[int],

@@ -63,6 +63,11 @@ class EDSS3D(nn.Module):
         Fewer than two classes; when called, a box whose sides do not divide by 4.
     """
 
+    dimensions = 3
+    heads = ("seg",)
+    alignment = sides_divide_by = ALIGNMENT
+    halo = HALO
+
     def __init__(self, n_classes: int, *, channels: int = 32, seed: int = 0) -> None:
         super().__init__()
         if n_classes < 2 or channels < 1:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as torch_f
@@ -38,11 +38,47 @@ def work_here(x_NCZYX: Tensor) -> bool:
     return x_NCZYX.device.type == "cpu" and not read
 
 
+class Geometry(NamedTuple):
+    """Where a convolution looks; transposed ones double each side."""
+
+    stride: int = 1
+    padding: int = 1
+    transposed: bool = False
+    extra: int = 0  # voxels at the far ends of a transposed one, torch's `output_padding`
+
+
+SAME = Geometry()
+FOLDED = Geometry(2, 1, True)  # an upsampling and its convolution in one: kernel 4
+DECONV = Geometry(2, 1, True, 1)  # kernel 3
+
+
+def conv(
+    x_NIZYX: Tensor, weight: Tensor, bias: Tensor, geometry: Geometry = SAME, *, relu: bool = False
+) -> Tensor:
+    """Convolve, and take the ReLU where it is asked for."""
+    x, weight, bias = _cast(x_NIZYX, weight, bias)
+    y: Tensor = _Conv.apply(x.contiguous(memory_format=LAYOUT), weight, bias, geometry, relu)  # type: ignore[no-untyped-call]
+    return y
+
+
 def conv_relu(x_NIZYX: Tensor, weight: Tensor, bias: Tensor, *, stride: int = 1) -> Tensor:
     """Convolve ('same'), or with `stride` 2 convolve transposed (kernel 4), then take the ReLU."""
-    x, weight, bias = _cast(x_NIZYX, weight, bias)
-    y: Tensor = _ConvReLU.apply(x.contiguous(memory_format=LAYOUT), weight, bias, stride)  # type: ignore[no-untyped-call]
-    return y
+    return conv(x_NIZYX, weight, bias, FOLDED if stride > 1 else SAME, relu=True)
+
+
+def pointwise(x_NIZYX: Tensor, weight: Tensor, bias: Tensor, *, relu: bool = False) -> Tensor:
+    """Convolve with a kernel of 1 by a product of matrices: torch goes by way of another layout, and back.
+
+    In inference it is torch's: on several threads the last bits of a product depend on the row, which is the
+    item's place in its batch.
+    """
+    if torch.is_inference_mode_enabled():
+        y = torch_f.conv3d(x_NIZYX, weight, bias)
+    else:
+        rows_VO = torch_f.linear(_rows(x_NIZYX), weight.flatten(1), bias)  # cast by autocast
+        count, _, *sides = x_NIZYX.shape
+        y = rows_VO.view(count, *sides, -1).permute(0, 4, 1, 2, 3)
+    return torch_f.relu(y) if relu else y
 
 
 def conv_pool_relu(x_NIZYX: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -80,39 +116,43 @@ def _sums(rows_VC: Tensor) -> Tensor:
 
 
 def _gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, stride: int, needs_input: bool
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, needs_input: bool
 ) -> tuple[Tensor | None, Tensor]:
     """Give the gradients of input and weights; that of the bias is slow here."""
-    transposed = stride > 1
     if x.dtype == torch.bfloat16 and min(x.shape[2:]) < SMALL_SIDE:
-        exact = _gradients(grad.float(), x.float(), weight.float(), stride, needs_input)
+        exact = _gradients(grad.float(), x.float(), weight.float(), geometry, needs_input)
         return None if exact[0] is None else exact[0].to(x.dtype), exact[1].to(weight.dtype)
+    stride, padding, extra = ([number] * 3 for number in (geometry.stride, geometry.padding, geometry.extra))
     wanted = [needs_input, True, False]
     of_input, of_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, [stride] * 3, [1] * 3, [1] * 3, transposed, [0] * 3, 1, wanted
+        grad, x, weight, None, stride, padding, [1] * 3, geometry.transposed, extra, 1, wanted
     )
     return of_input, of_weight
 
 
-class _ConvReLU(torch.autograd.Function):
+class _Conv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
-        if stride > 1:
-            y = torch_f.conv_transpose3d(x, weight, bias, stride=stride, padding=1)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, geometry: Geometry, relu: bool) -> Tensor:
+        stride, padding, transposed, extra = geometry
+        if transposed:
+            y = torch_f.conv_transpose3d(x, weight, bias, stride, padding, extra)
         else:
-            y = torch_f.conv3d(x, weight, bias, padding=1)
-        y = y.relu_()
-        ctx.save_for_backward(x, weight, y)
-        ctx.stride = stride
+            y = torch_f.conv3d(x, weight, bias, stride, padding)
+        if relu:
+            y = y.relu_()
+        ctx.save_for_backward(x, weight, y if relu else None)
+        ctx.geometry = geometry
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, y = ctx.saved_tensors
-        grad = torch.ops.aten.threshold_backward(grad.contiguous(memory_format=LAYOUT), y, 0)
-        of_input, of_weight = _gradients(grad, x, weight, ctx.stride, ctx.needs_input_grad[0])
-        return of_input, of_weight, _sums(_rows(grad)), None
+        grad = grad.contiguous(memory_format=LAYOUT)
+        if y is not None:
+            grad = torch.ops.aten.threshold_backward(grad, y, 0)
+        of_input, of_weight = _gradients(grad, x, weight, ctx.geometry, ctx.needs_input_grad[0])
+        return of_input, of_weight, _sums(_rows(grad)), None, None
 
 
 class _ConvPoolReLU(torch.autograd.Function):
@@ -136,7 +176,7 @@ class _ConvPoolReLU(torch.autograd.Function):
             here = (slice(None), slice(None), slice(a, None, 2), slice(b, None, 2), slice(c, None, 2))
             taken = torch.eq(y[here], pooled, out=of_y[here]).mul_(left)  # 1 or 0, of their own type
             left.sub_(taken)
-        of_input, of_weight = _gradients(of_y, x, weight, 1, ctx.needs_input_grad[0])
+        of_input, of_weight = _gradients(of_y, x, weight, SAME, ctx.needs_input_grad[0])
         return of_input, of_weight, of_bias
 
 

@@ -1,7 +1,8 @@
 """From an architecture, a plain dictionary that travels with the weights, to a network.
 
-A model file is one class with an `architecture` property, and three constants: `PURPOSE`, `SOURCE` and
-`EXAMPLE` (the architecture that `cryoscale models` shows). To add one, write the file and a line in `MODELS`.
+A model file is one class and three constants: `PURPOSE`, `SOURCE` and `EXAMPLE` (the architecture that
+`cryoscale models` shows). The class has an `architecture` property and says what `ModelFacts` lists.
+To add one, write the file and a line in `MODELS`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cryoscale.errors import ConfigurationError
@@ -21,7 +23,63 @@ if TYPE_CHECKING:
 MODELS: dict[str, tuple[str, str]] = {
     "autoencoder3d": ("cryoscale.models.autoencoder3d", "Autoencoder3D"),
     "edss3d": ("cryoscale.models.edss3d", "EDSS3D"),
+    "ssn3d-ed": ("cryoscale.models.ssn3d", "SSN3DED"),
+    "ssn3d-fcn": ("cryoscale.models.ssn3d_fcn", "SSN3DFCN"),
+    "dsrf3d-v2": ("cryoscale.models.dsrf3d", "DSRF3D"),
+    "dsm-net": ("cryoscale.models.dsm_net", "DSMNet"),
+    "unet2d": ("cryoscale.models.unet2d", "UNet2D"),
+    "cnn2d-chen": ("cryoscale.models.cnn2d", "CNN2D"),
+    "unet3d": ("cryoscale.models.unet3d", "UNet3D"),
 }
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What others have to know of a network.
+
+    Attributes
+    ----------
+    dimensions : int
+        3: inputs (N, 1, Z, Y, X). 2: inputs (N, C, Y, X), C neighbouring slices.
+    heads : tuple of str
+        What it gives, of "cls" (logits of the patch's class), "seg" (logits of each voxel's), "rec" (density
+        without neighbours), in this order. With one head it returns a tensor, with several a dict. Empty for
+        networks that learn without labels.
+    alignment : int
+        What sides and starts of tiles divide by in dense use. Boxes need not, where poolings round up.
+    halo : int, optional
+        How far it looks beyond an aligned tile, voxels; a margin is that, rounded up to whole `alignment`s.
+        None: it looks as far as it is given.
+    """
+
+    dimensions: int
+    heads: tuple[str, ...]
+    alignment: int
+    halo: int | None
+
+
+def facts_of(architecture: Mapping[str, Any]) -> ModelFacts:
+    """Tell what an architecture's network takes and gives.
+
+    Raises
+    ------
+    ConfigurationError
+        As `build`.
+    """
+    import torch
+
+    with torch.device("meta"):  # shapes without memory
+        return _facts(build(architecture))
+
+
+def networks(head: str | None = None, *, dimensions: int | None = None) -> list[str]:
+    """List the names of the networks, or of those whose example has a head, or so many dimensions."""
+    names = []
+    for name, (module_name, _) in MODELS.items():
+        facts = facts_of(importlib.import_module(module_name).EXAMPLE)
+        if (head is None or head in facts.heads) and dimensions in (None, facts.dimensions):
+            names.append(name)
+    return names
 
 
 def build(architecture: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
@@ -64,8 +122,9 @@ def describe() -> list[dict[str, Any]]:
     Returns
     -------
     rows : list of dict
-        `name`, `box` (z, y, x of the example, None where any size goes), `parameters` (of the example),
-        `example` (the architecture), `source` and `purpose`.
+        `name`, `dimensions` (2 or 3), `heads`, `box` (z, y, x of the example, None where any size goes),
+        `sides_divide_by` (what the sides of a patch have to divide by), `alignment` and `halo` (see
+        `ModelFacts`), `parameters` (of the example), `example` (the architecture), `source` and `purpose`.
     """
     import torch
 
@@ -76,10 +135,16 @@ def describe() -> list[dict[str, Any]]:
         module = importlib.import_module(module_name)
         with torch.device("meta"):  # shapes without memory
             network = build(module.EXAMPLE)
+        facts = _facts(network)
         rows.append(
             {
                 "name": name,
+                "dimensions": facts.dimensions,
+                "heads": list(facts.heads),
                 "box": module.EXAMPLE.get("box"),
+                "sides_divide_by": getattr(network, "sides_divide_by", 1),
+                "alignment": facts.alignment,
+                "halo": facts.halo,
                 "parameters": count_parameters(network),
                 "example": network.architecture,
                 "source": module.SOURCE,
@@ -87,6 +152,10 @@ def describe() -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _facts(network: Any) -> ModelFacts:
+    return ModelFacts(network.dimensions, network.heads, network.alignment, network.halo)
 
 
 def _load(name: str) -> Any:

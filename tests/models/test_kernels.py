@@ -6,7 +6,7 @@ import torch.nn.functional as torch_f
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryoscale.models import kernels
+from cryoscale.models import kernels, kernels2d
 from cryoscale.models.autoencoder3d import Autoencoder3D
 from cryoscale.models.edss3d import EDSS3D
 
@@ -31,7 +31,27 @@ def plain_one(x, weight, bias):
     return torch_f.conv3d(x, weight, bias, padding=1)
 
 
+def strided(x, weight, bias):
+    return kernels.conv(x, weight, bias, kernels.Geometry(stride=2), relu=True)
+
+
+def plain_strided(x, weight, bias):
+    return torch_f.relu(torch_f.conv3d(x, weight, bias, stride=2, padding=1))
+
+
+def deconv(x, weight, bias):
+    return kernels.conv(x, weight, bias, kernels.DECONV, relu=True)
+
+
+def plain_deconv(x, weight, bias):
+    return torch_f.relu(torch_f.conv_transpose3d(x, weight, bias, stride=2, padding=1, output_padding=1))
+
+
 PAIRS = {  # channels in and out, side of the kernel
+    "linear": (kernels.conv, plain_one, 3, 4, 3),
+    "strided": (strided, plain_strided, 3, 4, 3),
+    "deconv": (deconv, plain_deconv, 3, 4, 3),
+    "pointwise": (kernels.pointwise, torch_f.conv3d, 3, 4, 1),
     "relu": (kernels.conv_relu, plain_relu, 3, 4, 3),
     "transposed": (transposed, plain_transposed, 3, 4, 4),
     "pool": (kernels.conv_pool_relu, plain_pool, 3, 4, 3),
@@ -44,7 +64,7 @@ BOXES = st.tuples(*[st.sampled_from([2, 4, 6])] * 3)
 def made_of(name, box, seed, *, whole_numbers=False):
     """Input, weight and bias; of whole numbers sums are exact, and equal ones are common."""
     _, _, inputs, outputs, side = PAIRS[name]
-    weight = (inputs, outputs) if name == "transposed" else (outputs, inputs)
+    weight = (inputs, outputs) if name in ("transposed", "deconv") else (outputs, inputs)
     generator = torch.Generator().manual_seed(seed)
     shapes = ((2, inputs, *box), (*weight, side, side, side), (outputs,))
     if whole_numbers:
@@ -131,3 +151,34 @@ def test_gradients_in_bfloat16_take_up_no_memory_that_nobody_wrote(box):
             y = kernels.conv_relu(x, weight, bias)
         found.append(torch.autograd.grad(y.float().sum(), weight)[0])
     assert all(torch.equal(found[0], other) for other in found)
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "side"), [(1, 4, 5), (4, 3, 7), (3, 1, 15), (2, 2, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_large_kernels_in_2d_have_the_gradients_of_torch(inputs, outputs, side, layout):
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((3, inputs, 9, 12), (outputs, inputs, side, side), (outputs,))
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    tensors[:2] = [tensor.contiguous(memory_format=layout) for tensor in tensors[:2]]
+
+    def plain(x, weight, bias):
+        return torch_f.conv2d(x, weight, bias, padding=side // 2)
+
+    for found, wanted in zip(
+        outcome(kernels2d.conv2d, "2d", tensors), outcome(plain, "2d", tensors), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-11)
+    tensors = [tensor.float() for tensor in tensors]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = outcome(kernels2d.conv2d, "2d", tensors)
+    for found, wanted in zip(rounded[1:], outcome(plain, "2d", tensors)[1:], strict=True):
+        assert found.dtype == torch.float32
+        assert float((found - wanted).norm() / wanted.norm()) < 0.05
+
+
+def test_inference_makes_no_product_whose_bits_depend_on_the_row(monkeypatch):
+    tensors = [tensor.float() for tensor in made_of("pointwise", (4, 4, 2), 0)]
+    wanted = torch_f.relu(torch_f.conv3d(*tensors))
+    monkeypatch.setattr(torch_f, "linear", None)
+    with torch.inference_mode():
+        assert torch.equal(kernels.pointwise(*tensors, relu=True), wanted)
