@@ -1,89 +1,130 @@
-"""Turned and mirrored copies of patches, drawn anew for every batch.
-
-A quarter turn maps voxels to voxels, so nothing is interpolated. Turns out of the plane also turn the missing
-wedge of the tomogram, which the network then sees in directions where no microscope puts it.
-"""
+"""Augmentations by name: what is done to the items of a batch, drawn anew for every batch."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
-# Inputs, targets or None, and a generator that belongs to this batch alone; returns the changed pair.
-Augmentation = Callable[[Tensor, Tensor | None, np.random.Generator], tuple[Tensor, Tensor | None]]
+from cryoscale.errors import ConfigurationError
+from cryoscale.learn.distortions import Intensity, Wedge, random_rotations
+from cryoscale.learn.targets import Targets
+from cryoscale.learn.turns import (
+    Turn,
+    kept_wedge_turns_of,
+    plane_turns_of,
+    random_turns,
+    turned,
+    turned_at_random,
+    turns_of,
+)
 
-Turn = tuple[
-    tuple[int, int, int], tuple[int, ...]
-]  # the order of the axes z, y, x; then which of them to flip
+__all__ = ["Augmentation", "augmentation_of", "composed", "random_turns", "turned", "turns_of"]
+
+# Inputs, targets, and a generator that belongs to this batch alone; returns the changed pair.
+Augmentation = Callable[[Tensor, Targets, np.random.Generator], tuple[Tensor, Targets]]
+
+NAMES = {
+    3: ("turns", "half-turns", "flips", "wedge", "intensity"),
+    2: ("turns", "flips", "rotations", "intensity"),
+}
 
 
-def turns_of(box: tuple[int, int, int], *, mirror: bool = False) -> list[Turn]:
-    """List the turns that map a box onto itself.
+def augmentation_of(
+    names: Sequence[str],
+    dimensions: int,
+    *,
+    intensity: Intensity | None = None,
+    wedge_degrees: float = 60.0,
+    tilt_axis: Literal["y", "x"] = "y",
+) -> Augmentation:
+    """Put an augmentation together from its parts.
 
     Parameters
     ----------
-    box : (Z, Y, X) int
-        Only axes of equal length are exchanged: 24 turns for a cube, 4 for three different sides.
-    mirror : bool
-        Add the mirrored ones (twice as many). Molecules are handed: a mirrored one does not exist in nature.
+    names : sequence of str
+        In any order; they are done in this one.
+
+        "turns"
+            Quarter turns: of a patch all that map its box onto itself, of a slice those in its plane.
+        "half-turns"
+            In place of them those half turns of a patch that leave its missing wedge where it is.
+        "flips"
+            Mirroring. Beside turns it doubles them; alone it flips each axis or not.
+        "rotations"
+            Of slices, by any angle in the plane; see `random_rotations`.
+        "wedge"
+            Of patches; see `Wedge`.
+        "intensity"
+            Gain, offset and noise; see `Intensity`.
+    dimensions : int
+        3 for patches (N, C, Z, Y, X), 2 for slices (N, C, Y, X).
+    intensity : Intensity, optional
+        How far it goes.
+    wedge_degrees, tilt_axis
+        Of the wedge.
 
     Returns
     -------
-    turns : list
-        The first one changes nothing.
+    augmentation : callable
+        For `fit`. All heads are turned alike, but for classes of whole items; only inputs change their grey
+        values or lose waves.
+
+    Raises
+    ------
+    ConfigurationError
+        A name that is not known for these dimensions.
     """
-    turns: list[Turn] = []
-    for order in itertools.permutations(range(3)):
-        if any(box[axis] != box[old] for axis, old in enumerate(order)):
-            continue
-        parity = sum(order[a] > order[b] for a, b in itertools.combinations(range(3), 2)) % 2
-        for flips in itertools.product((False, True), repeat=3):
-            if mirror or (parity + sum(flips)) % 2 == 0:
-                flipped = tuple(axis for axis, flip in enumerate(flips) if flip)
-                turns.append(((order[0], order[1], order[2]), flipped))
-    return turns
+    asked = set(names)
+    for name in names:
+        if name not in NAMES[dimensions]:
+            raise ConfigurationError(
+                f"There is no augmentation {name!r} in {dimensions} dimensions.",
+                remedy=f"Known: {', '.join(NAMES[dimensions])}.",
+            )
+    if {"turns", "half-turns"} <= asked:
+        raise ConfigurationError("Of the augmentations 'turns' and 'half-turns' take one.")
+    steps: list[Augmentation] = []
+    if asked & {"turns", "half-turns", "flips"}:
+        steps.append(_turning(asked, dimensions))
+    if "rotations" in asked:
+        steps.append(random_rotations)
+    if "wedge" in asked:
+        steps.append(Wedge(wedge_degrees, tilt_axis))
+    if "intensity" in asked:
+        steps.append(intensity or Intensity())
+    return composed(steps)
 
 
-def turned(volumes: Tensor, turn: Turn) -> Tensor:
-    """Apply one turn to the last three axes."""
-    order, flips = turn
-    lead = volumes.ndim - 3
-    moved = volumes.permute(*range(lead), *(lead + axis for axis in order))
-    return moved.flip([lead + axis for axis in flips]) if flips else moved
+def composed(steps: Sequence[Augmentation]) -> Augmentation:
+    """Do one augmentation after the other, all from the same generator."""
+
+    def augment(inputs: Tensor, targets: Targets, rng: np.random.Generator) -> tuple[Tensor, Targets]:
+        for step in steps:
+            inputs, targets = step(inputs, targets, rng)
+        return inputs, targets
+
+    return augment
 
 
-def random_turns(
-    inputs_NCZYX: Tensor, targets_N: Tensor | None, rng: np.random.Generator, *, mirror: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Turn every patch of a batch by its own random turn, and its target (N, ..., Z, Y, X) alike."""
-    box = tuple(inputs_NCZYX.shape[-3:])
-    turns = turns_of((box[0], box[1], box[2]), mirror=mirror)
-    drawn = rng.integers(len(turns), size=len(inputs_NCZYX))
-    places_NV = _places(box, [turns[k] for k in drawn], inputs_NCZYX.device)
-    return _gathered(inputs_NCZYX, places_NV), None if targets_N is None else _gathered(targets_N, places_NV)
+def _turning(asked: set[str], dimensions: int) -> Augmentation:
+    def turn(inputs: Tensor, targets: Targets, rng: np.random.Generator) -> tuple[Tensor, Targets]:
+        sides = tuple(inputs.shape[2:])
+        return turned_at_random(inputs, targets, rng, _turns(asked, sides))
+
+    return turn
 
 
-def _places(box: tuple[int, ...], turns: list[Turn], device: torch.device) -> Tensor:
-    """Say where each voxel of each turned patch comes from, (N, V): a sum of one number per axis."""
-    strides = (box[1] * box[2], box[2], 1)
-    first, steps = [], []
-    for order, flips in turns:
-        signed = [-strides[axis] if new in flips else strides[axis] for new, axis in enumerate(order)]
-        steps.append(signed)
-        first.append(-sum(step * (side - 1) for step, side in zip(signed, box, strict=True) if step < 0))
-    first_N, steps_N3 = torch.tensor(first, device=device), torch.tensor(steps, device=device)
-    z, y, x = (
-        torch.arange(side, device=device) * steps_N3[:, axis, None] for axis, side in enumerate(box)
-    )  # each (N, side)
-    places = (first_N[:, None] + z)[:, :, None, None] + (y[:, :, None] + x[:, None, :])[:, None]
-    return places.flatten(1)
-
-
-def _gathered(volumes: Tensor, places_NV: Tensor) -> Tensor:
-    count, voxels = places_NV.shape
-    lead = volumes.reshape(count, -1, voxels)
-    return lead.gather(2, places_NV[:, None].expand_as(lead)).view(volumes.shape)
+def _turns(asked: set[str], sides: tuple[int, ...]) -> list[Turn]:
+    mirror = "flips" in asked
+    if len(sides) == 2:
+        turns = plane_turns_of((sides[0], sides[1]), mirror=mirror)
+    elif "turns" in asked:
+        return turns_of((sides[0], sides[1], sides[2]), mirror=mirror)
+    else:
+        turns = kept_wedge_turns_of((sides[0], sides[1], sides[2]), mirror=mirror)
+    if "turns" in asked or "half-turns" in asked:
+        return turns
+    return [turn for turn in turns if turn[0] == (0, 1, 2)]  # flips alone exchange no axes

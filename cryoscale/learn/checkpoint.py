@@ -14,17 +14,26 @@ from torch import Tensor, nn
 
 from cryoscale.errors import StateError
 from cryoscale.learn.settings import EpochRecord, TrainSettings
+from cryoscale.learn.targets import Targets, by_head
 
 Array = npt.NDArray[Any]
 State = dict[str, Any]
+Identity = dict[str, Any]
+
+FREE = ("epochs", "threads", "device")  # of the settings, what may change when a training goes on
+ALWAYS = (
+    "patience", "batch_size", "learning_rate", "betas", "validation_fraction", "min_delta", "seed",
+    "precision", "augment",
+)  # fmt: skip
 
 
 class Checkpoint(Protocol):
     """Where a training keeps its state between epochs.
 
     The state is one flat dictionary. Its values are tensors (on the CPU, contiguous: weights as `model.*`,
-    best weights as `best.*`, moments of Adam as `adam.*`), except under the key `progress`: a dictionary of
-    numbers, strings and lists that JSON can hold. `save` replaces the older state in one step, or not at all.
+    best weights as `best.*`, moments of the optimiser as `adam.*` or `sgd.*`), except under the key
+    `progress`: a dictionary of numbers, strings and lists that JSON can hold. `save` replaces the older state
+    in one step, or not at all.
     """
 
     def save(self, state: State) -> None:
@@ -42,20 +51,21 @@ class Progress:
 
     epoch: int = 0
     best_epoch: int = 0
-    best_loss: float = math.inf
+    best_loss: float = math.inf  # of what is monitored; the less the better, so an accuracy stands negative
     best_state: dict[str, Tensor] = field(default_factory=dict)
     history: list[EpochRecord] = field(default_factory=list)
 
 
 def pack(
-    module: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress, identity: dict[str, Any]
+    module: nn.Module, optimiser: torch.optim.Optimizer, progress: Progress, identity: Identity
 ) -> State:
     """Put everything that a training needs to go on into one flat dictionary."""
     state: State = {f"model.{name}": value for name, value in copied(module.state_dict()).items()}
     state |= {f"best.{name}": value for name, value in progress.best_state.items()}
     for name, parameter in module.named_parameters():
         moments = optimiser.state.get(parameter, {})  # empty for a parameter without gradient
-        state |= {f"adam.{name}.{key}": _copy(value) for key, value in moments.items()}
+        kept = {key: value for key, value in moments.items() if value is not None}
+        state |= {f"{_moments_of(optimiser)}{name}.{key}": _copy(value) for key, value in kept.items()}
     state["progress"] = {
         "epoch": progress.epoch,
         "best_epoch": progress.best_epoch,
@@ -66,9 +76,7 @@ def pack(
     return state
 
 
-def unpack(
-    state: State, module: nn.Module, optimiser: torch.optim.Optimizer, identity: dict[str, Any]
-) -> Progress:
+def unpack(state: State, module: nn.Module, optimiser: torch.optim.Optimizer, identity: Identity) -> Progress:
     """Load a state into the network and its optimiser, and say where the training stands.
 
     Raises
@@ -77,7 +85,8 @@ def unpack(
         The state comes from other data, settings or another network.
     """
     numbers = state["progress"]
-    other = [key for key, value in identity.items() if numbers["identity"].get(key) != value]
+    saved = numbers["identity"]
+    other = [key for key in {**identity, **saved} if identity.get(key) != saved.get(key)]
     if other:
         raise StateError(
             f"The checkpoint belongs to another training: it differs in {', '.join(other)}.",
@@ -85,7 +94,7 @@ def unpack(
         )
     module.load_state_dict(_under("model.", state))
     for name, parameter in module.named_parameters():
-        moments = _under(f"adam.{name}.", state)
+        moments = _under(f"{_moments_of(optimiser)}{name}.", state)
         if moments:
             optimiser.state[parameter] = {k: _like(v, parameter) for k, v in moments.items()}
     return Progress(
@@ -98,18 +107,38 @@ def unpack(
 
 
 def identity_of(
-    module: nn.Module, inputs: Tensor, targets: Tensor | None, settings: TrainSettings, validation: Array
-) -> dict[str, Any]:
-    """List what a checkpoint must share with the training that goes on from it; more epochs are fine."""
-    asked = {k: v for k, v in asdict(settings).items() if k not in ("epochs", "threads", "device")}
-    asked["betas"] = list(settings.betas)  # as JSON gives it back
+    module: nn.Module, inputs: Tensor, targets: Targets, settings: TrainSettings, validation: Array
+) -> Identity:
+    """List what a checkpoint must share with the training that goes on from it; more epochs are fine.
+
+    Settings that came later are left out where they are what trainings did before, so that checkpoints of
+    those go on.
+    """
+    plain = TrainSettings()
+    asked = {
+        key: list(value) if isinstance(value, tuple) else value  # as JSON gives it back
+        for key, value in asdict(settings).items()
+        if key in ALWAYS or (key not in FREE and value != getattr(plain, key))
+    }
+    if settings.schedule != "constant":
+        asked["epochs"] = settings.epochs  # where the schedule ends
     shapes = [(name, list(value.shape)) for name, value in module.state_dict().items()]
     return asked | {
         "network": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
         "inputs": _digest(inputs),
-        "targets": "" if targets is None else _digest(targets),
+        "targets": "" if targets is None else _digest_of(targets),
         "validation rows": _digest(torch.from_numpy(validation)),
     }
+
+
+def _digest_of(targets: Targets) -> str:
+    if isinstance(targets, Tensor):
+        return _digest(targets)
+    return " ".join(f"{head}:{_digest(values)}" for head, values in sorted(by_head(targets).items()))
+
+
+def _moments_of(optimiser: torch.optim.Optimizer) -> str:
+    return "sgd." if isinstance(optimiser, torch.optim.SGD) else "adam."
 
 
 def _digest(values: Tensor) -> str:

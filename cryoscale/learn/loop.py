@@ -1,10 +1,11 @@
-"""What one epoch does: batches from the data, steps of the optimiser, sums of the losses."""
+"""What one epoch does: steps of the optimiser over batches, and sums of the losses."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -12,68 +13,61 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cryoscale.errors import DataError
-from cryoscale.learn.augmentation import Augmentation
+from cryoscale.errors import ConfigurationError, DataError
+from cryoscale.learn.batches import Batches
 from cryoscale.learn.checkpoint import Progress, copied
+from cryoscale.learn.distributed import Group
 from cryoscale.learn.hardware import precision_of
-from cryoscale.learn.losses import Loss
+from cryoscale.learn.losses import Count, Loss, SharedLoss, Shares
+from cryoscale.learn.optimiser import learning_rate_at, optimiser_of, step_with
 from cryoscale.learn.settings import PART_VOXELS, EpochRecord, TrainSettings
+from cryoscale.learn.targets import Targets, each
+from cryoscale.models.layers import seed_dropout
 
 Array = npt.NDArray[Any]
-Batch = tuple[Tensor, Tensor | None]
-
-
-class Batches:
-    """The patches and targets of a training, and where batches of them are made."""
-
-    def __init__(
-        self, inputs: Tensor, targets: Tensor | None, device: torch.device, augmentation: Augmentation | None
-    ) -> None:
-        self.inputs, self.targets, self.device = inputs, targets, device
-        self.augmentation = augmentation
-        if device.type == "cuda" and self._bytes() < torch.cuda.mem_get_info(device)[0] // 2:
-            self.inputs = inputs.to(device)
-            self.targets = None if targets is None else targets.to(device)
-
-    def take(self, rows: Array, rng: np.random.Generator | None = None) -> Batch:
-        """Copy some items to the device, turned if there is a generator for it."""
-        index = torch.from_numpy(rows)
-        inputs = self._rows_of(self.inputs, index).float()
-        targets = None if self.targets is None else self._rows_of(self.targets, index)
-        if rng is not None and self.augmentation is not None:
-            return self.augmentation(inputs, targets, rng)
-        return inputs, targets
-
-    def _rows_of(self, values: Tensor, index: Tensor) -> Tensor:
-        chosen = values.index_select(0, index.to(values.device))
-        if chosen.device == self.device:
-            return chosen
-        if self.device.type == "cuda":
-            chosen = chosen.pin_memory()
-        return chosen.to(self.device, non_blocking=True)
-
-    def _bytes(self) -> int:
-        both = [self.inputs] if self.targets is None else [self.inputs, self.targets]
-        return sum(values.numel() * values.element_size() for values in both)
+Parts = Iterator[tuple[dict[str, Count] | None, Tensor, Targets]]
 
 
 class Loop:
-    """The network with its optimiser and data, and what one epoch does with them."""
+    """The network with its optimiser and data, and what one epoch does with them.
+
+    With several processes each takes its share of every batch; what they add up is what one process has.
+    Statistics of batch normalisation are those of a process's own share (on CUDA `torch.nn.SyncBatchNorm` in
+    the network makes them those of the batch), and their running means are averaged over the processes after
+    each epoch. In one process a batch is not cut into parts for them: all of its activations are in memory.
+    """
 
     def __init__(
-        self, module: nn.Module, batches: Batches, loss: Loss, settings: TrainSettings, device: torch.device
+        self,
+        module: nn.Module,
+        batches: Batches,
+        loss: Loss | SharedLoss,
+        settings: TrainSettings,
+        device: torch.device,
+        group: Group | None = None,
     ) -> None:
         self.module, self.batches, self.loss, self.settings = module, batches, loss, settings
-        self.device = device
+        self.device, self.group = device, group or Group()
         self.bfloat16 = precision_of(settings.precision, device) == "bfloat16"
+        self.batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
         axes = batches.inputs.ndim
         self.layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(axes)
         for parameter in module.parameters():
             if self.layout is not None and parameter.ndim == axes:
                 parameter.data = parameter.data.contiguous(memory_format=self.layout)
-        self.optimiser = torch.optim.Adam(
-            module.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=True
-        )
+        self.optimiser = optimiser_of(module, settings)
+
+    def check(self) -> None:
+        """Let the loss refuse targets that do not go with what the network gives, seen on the first item."""
+        refuse = getattr(self.loss, "check", None)
+        if refuse is None or not len(self.batches.inputs):
+            return
+        was_training = self.module.training
+        self.module.eval()
+        with torch.no_grad():
+            first, _ = self.batches.take(np.zeros(1, dtype=np.int64))
+            refuse(self._output(first), self.batches.targets)
+        self.module.train(was_training)
 
     def run_epoch(self, progress: Progress, train_rows: Array, validation_rows: Array) -> EpochRecord:
         """Train on all rows once, validate, and note it in `progress`."""
@@ -81,11 +75,15 @@ class Loop:
         epoch = progress.epoch + 1
         order = np.random.default_rng([self.settings.seed, epoch, 1]).permutation(train_rows)
         train_loss, train_parts = self._pass(order, epoch, train=True)
+        self._average_statistics()
         with torch.no_grad():
             validation_loss, validation_parts = self._pass(validation_rows, epoch, train=False)
-        improved = validation_loss < progress.best_loss - self.settings.min_delta
+        watched = validation_loss
+        if self.settings.monitor == "accuracy":
+            watched = -_accuracy_of(validation_parts)
+        improved = watched < progress.best_loss - self.settings.min_delta
         if improved:
-            progress.best_epoch, progress.best_loss = epoch, validation_loss
+            progress.best_epoch, progress.best_loss = epoch, watched
             progress.best_state = copied(self.module.state_dict())
         seconds = time.monotonic() - started
         record = EpochRecord(
@@ -99,46 +97,131 @@ class Loop:
         self.module.train(train)
         sums = torch.zeros(1, dtype=torch.float64, device=self.device)
         names: list[str] = []
-        for step, start in enumerate(range(0, len(rows), self.settings.batch_size)):
-            part = np.sort(rows[start : start + self.settings.batch_size])  # sorted: read in order
-            rng = np.random.default_rng([self.settings.seed, epoch, 2, step]) if train else None
-            means, names = self._step(*self.batches.take(part, rng), train=train)
-            sums = sums + means * len(part)
+        size = self.settings.batch_size
+        steps = -(-len(rows) // size)
+        for step in range(steps):
+            batch = np.sort(rows[step * size : (step + 1) * size])  # sorted: read in order
+            taken = self._share_of(batch, epoch, step, train=train)
+            if train:
+                rate = learning_rate_at(self.settings, epoch, step, steps)
+                means, names = self._training_step(*taken, rate=rate)
+            else:
+                means, names = self._losses(*taken)
+            if self.settings.monitor == "accuracy" and step == 0:
+                _accuracy_of(dict.fromkeys(names, 0.0))
+            sums = sums + means * len(batch)
+        self.group.sum_([sums])
         values = [float(value) / len(rows) for value in sums.cpu()]
         if not all(math.isfinite(value) for value in values):
             raise self._not_finite(rows, epoch)
         return values[0], dict(zip(names, values[1:], strict=True))
 
-    def _step(self, inputs: Tensor, targets: Tensor | None, *, train: bool) -> tuple[Tensor, list[str]]:
-        """Give the losses of one batch, the total first; with `train`, step down the gradient."""
+    def _share_of(self, batch: Array, epoch: int, step: int, *, train: bool) -> tuple[Tensor, Targets, bool]:
+        """Take this process's items of a batch; if it has none, one that counts nothing, and say so.
+
+        Everything random is drawn from the seed, the epoch and the step, and in further processes from their
+        rank: in the first one it is what one process alone draws.
+        """
+        mine = self.group.share(batch)
+        empty = len(mine) == 0
+        rank = [self.group.rank] if self.group.rank else []
+        rng = np.random.default_rng([self.settings.seed, epoch, 2, step, *rank]) if train else None
         if train:
-            self.optimiser.zero_grad(set_to_none=True)
-        losses, names = [], []
-        for share, part, wanted in self._parts(inputs, targets):
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
-                output = self.module(part)
-            total, named = self.loss(output, part, wanted)
+            drawn = np.random.SeedSequence([self.settings.seed, epoch, 3, step, *rank])
+            seed_dropout(self.module, int(drawn.generate_state(1, np.uint32)[0]))
+        return *self.batches.take(batch[:1] if empty else mine, rng), empty
+
+    def _training_step(
+        self, inputs: Tensor, targets: Targets, empty: bool, *, rate: float
+    ) -> tuple[Tensor, list[str]]:
+        """Step down the gradient of one batch, and give its losses."""
+        self.optimiser.zero_grad(set_to_none=True)
+        means, names = self._losses(inputs, targets, empty, train=True)
+        if not self.group.alone:
+            self.group.sum_([_gradient_of(p) for p in self.module.parameters() if p.requires_grad])
+        step_with(self.optimiser, self.settings, rate)
+        return means, names
+
+    def _losses(
+        self, inputs: Tensor, targets: Targets, empty: bool, *, train: bool = False
+    ) -> tuple[Tensor, list[str]]:
+        """Give this process's share of the losses of one batch, the total first; with `train`, gradients."""
+        losses: list[Tensor] = []
+        names: list[str] = []
+        for shares, part, wanted in self._parts(inputs, targets, empty, train=train):
+            output = self._output(part)
+            total, values, names = self._loss_of(output, part, wanted, shares)
             if train:
-                (total if share == 1 else total * share).backward()  # type: ignore[no-untyped-call]
-            losses.append(torch.stack([total.detach(), *named.values()]).double() * share)
-            names = list(named)
-        if train:
-            self.optimiser.step()
+                total.backward()  # type: ignore[no-untyped-call]
+            losses.append(values)
         return torch.stack(losses).sum(0), names
 
-    def _parts(self, inputs: Tensor, targets: Tensor | None) -> Iterator[tuple[float, Tensor, Tensor | None]]:
-        """Cut a batch for the caches of a processor: the share of the loss of each part, and the part."""
+    def _output(self, inputs: Tensor) -> Any:
+        ahead = getattr(self.loss, "forward", None)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
+            return self.module(inputs) if ahead is None else ahead(self.module, inputs)
+
+    def _loss_of(
+        self, output: Any, part: Tensor, wanted: Targets, shares: dict[str, Count] | None
+    ) -> tuple[Tensor, Tensor, list[str]]:
+        """Give what to differentiate, and the values of the loss and its parts, all by their share."""
+        if isinstance(self.loss, SharedLoss):
+            asked = None if shares is None else Shares(shares, self._summed)
+            total, named = self.loss(output, part, wanted, asked)
+            return total, _stacked(total, named), list(named)
+        total, named = self.loss(output, part, wanted)
+        if shares is None:
+            return total, _stacked(total, named), list(named)
+        return total * shares[""], _stacked(total, named) * shares[""], list(named)
+
+    def _parts(self, inputs: Tensor, targets: Targets, empty: bool, *, train: bool) -> Parts:
+        """Cut items for the caches of a processor: the share of each part in the batch, and the part."""
         if self.layout is not None:
             inputs = inputs.contiguous(memory_format=self.layout)
-        most = max(1, PART_VOXELS // inputs[0].numel()) if self.device.type == "cpu" else len(inputs)
-        starts = range(0, len(inputs), most)
-        pairs = [(inputs[s : s + most], None if targets is None else targets[s : s + most]) for s in starts]
-        if len(pairs) == 1:
-            yield 1.0, inputs, targets
+        whole = (train and self.batch_norm) or getattr(self.loss, "whole", False)
+        most = len(inputs)
+        if self.device.type == "cpu" and not whole:
+            most = max(1, PART_VOXELS // inputs[0].numel())
+        slices = [slice(start, start + most) for start in range(0, len(inputs), most)]
+        if len(slices) == 1 and self.group.alone:
+            yield None, inputs, targets
             return
-        weights = [self.loss.weight(part, wanted) for part, wanted in pairs]
-        for weight, (part, wanted) in zip(weights, pairs, strict=True):
-            yield weight / max(sum(weights), 1.0), part, wanted
+        pairs = [(inputs[rows], each(targets, itemgetter(rows))) for rows in slices]
+        counts = [self._counts(part, wanted) for part, wanted in pairs]
+        totals = self._totals(counts, empty)
+        for count, (part, wanted) in zip(counts, pairs, strict=True):
+            shares = {name: 0.0 if empty else value / totals[name] for name, value in count.items()}
+            yield shares, part, wanted
+
+    def _counts(self, inputs: Tensor, targets: Targets) -> dict[str, Count]:
+        if isinstance(self.loss, SharedLoss):
+            return self.loss.counts(inputs, targets)
+        return {"": self.loss.weight(inputs, targets)}
+
+    def _totals(self, counts: list[dict[str, Count]], empty: bool) -> dict[str, Count]:
+        """Add up what the parts of a batch count, over all processes; at least 1 each."""
+        totals = {name: sum(count[name] for count in counts) for name in counts[0]}
+        if self.group.alone:
+            return {name: max(total, 1.0) for name, total in totals.items()}
+        sums = torch.stack(
+            [torch.as_tensor(total, dtype=torch.float64, device=self.device) for total in totals.values()]
+        )
+        sums = self._summed(sums * 0 if empty else sums).clamp(min=1)
+        return dict(zip(totals, sums.unbind(), strict=True))
+
+    def _summed(self, values: Tensor) -> Tensor:
+        total = values.detach().clone()
+        self.group.sum_([total])
+        return total
+
+    def _average_statistics(self) -> None:
+        """Give every process the same running means and variances of batch normalisation."""
+        if self.group.alone or not self.batch_norm:
+            return
+        buffers = [buffer for buffer in self.module.buffers() if buffer.is_floating_point()]
+        self.group.sum_(buffers)
+        for buffer in buffers:
+            buffer.div_(self.group.size)
 
     def _not_finite(self, rows: Array, epoch: int) -> DataError:
         bad = [int(row) for row in rows if not torch.isfinite(self.batches.inputs[int(row)]).all()]
@@ -152,3 +235,24 @@ class Loop:
             f"The loss of epoch {epoch} is not finite, though every patch is.",
             remedy=f"Lower learning_rate (it is {self.settings.learning_rate}), or train in float32.",
         )
+
+
+def _stacked(total: Tensor, named: dict[str, Tensor]) -> Tensor:
+    return torch.stack([total.detach().double(), *(value.double() for value in named.values())])
+
+
+def _gradient_of(parameter: nn.Parameter) -> Tensor:
+    if parameter.grad is None:  # a head that nobody trains; the others send zeros as well
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def _accuracy_of(parts: dict[str, float]) -> float:
+    """Average the accuracies among the parts of a loss."""
+    found = [value for name, value in parts.items() if name.endswith("accuracy")]
+    if not found:
+        raise ConfigurationError(
+            f"monitor = 'accuracy', but the loss has no accuracy, only {', '.join(parts) or 'itself'}.",
+            remedy="Use monitor = 'loss'.",
+        )
+    return sum(found) / len(found)

@@ -17,6 +17,13 @@ PART_VOXELS = 4 * 32**3
 asking for the pages again takes as long as the convolutions. A part of few patches also fits the caches.
 """
 
+CHOICES = {
+    "precision": ("auto", "float32", "bfloat16"),
+    "optimiser": ("adam", "sgd"),
+    "schedule": ("constant", "cosine"),
+    "monitor": ("loss", "accuracy"),
+}
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -27,15 +34,17 @@ class TrainSettings:
     epochs : int
         At most this many.
     patience : int
-        Stop after this many epochs in a row without a better validation loss; the papers have 20.
+        Stop after this many epochs in a row in which what is monitored got no better; the papers have 20.
     batch_size : int
         Items per step; the last step of an epoch may have fewer.
-    learning_rate, betas : float
+    learning_rate : float
+        At the first step, or after the warm-up.
+    betas : (float, float)
         Of Adam; the papers' values.
     validation_fraction : float
         Share of the items that is never trained on, drawn by the seed; at least one item.
     min_delta : float
-        Smaller improvements do not count.
+        Smaller improvements of what is monitored do not count.
     seed : int
         Of the split, the order and the augmentation. First weights have their own.
     threads : int
@@ -47,6 +56,26 @@ class TrainSettings:
         hardware multiplies in bfloat16.
     augment : bool
         Turn the patches of each training batch at random, unless `fit` is given its own augmentation.
+    augmentations : tuple of str
+        What to do with them instead, by the names of `cryoscale.learn.augmentation.augmentation_of`.
+    optimiser : {"adam", "sgd"}
+    momentum : float
+    nesterov : bool
+        Of SGD.
+    weight_decay : float
+        Share of the weights taken away at each step, times the learning rate, apart from the gradient.
+    decay_per_step : float
+        The learning rate is divided by 1 + decay_per_step x (steps before), as Keras' `decay` does.
+    decay_per_epoch : float
+        It is multiplied by this after each epoch.
+    schedule : {"constant", "cosine"}
+        "cosine" lets it fall to 0 at the last of `epochs` along half a cosine. It is gone through to its end,
+        where most of the gain comes: patience does not count.
+    warmup_epochs : int
+        It rises in equal steps over the steps of so many epochs first.
+    monitor : {"loss", "accuracy"}
+        What of the validation items has to get better: their loss, or their accuracy (the mean of those of
+        the heads, if several have one).
     """
 
     epochs: int = 100
@@ -61,6 +90,16 @@ class TrainSettings:
     device: str = "cpu"
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     augment: bool = False
+    augmentations: tuple[str, ...] = ()
+    optimiser: Literal["adam", "sgd"] = "adam"
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    decay_per_step: float = 0.0
+    decay_per_epoch: float = 1.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_epochs: int = 0
+    monitor: Literal["loss", "accuracy"] = "loss"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "patience", "batch_size", "threads"):
@@ -75,9 +114,26 @@ class TrainSettings:
                 f"learning_rate = {self.learning_rate} must be positive,"
                 f" min_delta = {self.min_delta} not negative."
             )
-        if self.precision not in ("auto", "float32", "bfloat16"):
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ConfigurationError(
+                    f"{name} = {getattr(self, name)!r} is unknown.",
+                    remedy=f"Use {', '.join(known[:-1])} or {known[-1]}.",
+                )
+        for name in ("momentum", "weight_decay", "decay_per_step", "warmup_epochs"):
+            if getattr(self, name) < 0:
+                raise ConfigurationError(f"{name} = {getattr(self, name)} must not be negative.")
+        if not 0 < self.decay_per_epoch <= 1:
             raise ConfigurationError(
-                f"precision = {self.precision!r} is unknown.", remedy="Use auto, float32 or bfloat16."
+                f"decay_per_epoch = {self.decay_per_epoch} must be above 0 and at most 1."
+            )
+        if self.momentum >= 1 or (self.nesterov and not self.momentum):
+            raise ConfigurationError(
+                f"momentum = {self.momentum} must be below 1, and above 0 with nesterov = true."
+            )
+        if self.warmup_epochs >= self.epochs and self.schedule == "cosine":
+            raise ConfigurationError(
+                f"warmup_epochs = {self.warmup_epochs} must be fewer than epochs = {self.epochs}."
             )
 
 
@@ -96,7 +152,7 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The weights with the best validation loss, on the CPU, and how they came about."""
+    """The weights of the best epoch by what was monitored, on the CPU, and how they came about."""
 
     best_state: dict[str, Tensor]
     history: list[EpochRecord]

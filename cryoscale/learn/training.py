@@ -1,13 +1,13 @@
-"""The one training loop, for autoencoders and segmenters.
+"""The one training loop, for all networks.
 
-What is random in an epoch (the order of the items, their turns) is drawn from the seed and the epoch's
-number, so a training that was killed goes on from its last checkpoint as if nothing had happened: on the
-CPU, with the same number of threads, to the last bit.
+What is random in an epoch (the order of the items, their turns, dropout) is drawn from the seed and the
+epoch's number, so a training that was killed goes on from its last checkpoint as if nothing had happened: on
+the CPU, with the same number of threads, to the last bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -16,12 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from cryoscale.errors import ConfigurationError, DataError
-from cryoscale.learn.augmentation import Augmentation, random_turns
+from cryoscale.learn.augmentation import Augmentation, augmentation_of, random_turns
+from cryoscale.learn.batches import Batches
 from cryoscale.learn.checkpoint import Checkpoint, Progress, identity_of, pack, unpack
+from cryoscale.learn.distributed import Group
 from cryoscale.learn.hardware import device_of, precision_of, surroundings
-from cryoscale.learn.loop import Batches, Loop
-from cryoscale.learn.losses import Loss
+from cryoscale.learn.loop import Loop
+from cryoscale.learn.losses import Loss, SharedLoss
 from cryoscale.learn.settings import EpochRecord, TrainResult, TrainSettings
+from cryoscale.learn.targets import as_targets
 
 __all__ = ["Checkpoint", "EpochRecord", "TrainResult", "TrainSettings", "fit", "split_rows"]
 
@@ -31,14 +34,15 @@ Array = npt.NDArray[Any]
 def fit(
     module: nn.Module,
     inputs_NCZYX: Array | Tensor,
-    targets_N: Array | Tensor | None,
-    loss: Loss,
+    targets_N: Array | Tensor | Mapping[str, Array | Tensor] | None,
+    loss: Loss | SharedLoss,
     settings: TrainSettings,
     *,
     checkpoint: Checkpoint | None = None,
     on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     augmentation: Augmentation | None = None,
     validation_rows: Array | None = None,
+    group: Group | None = None,
 ) -> TrainResult:
     """Train a network until it stops getting better, and give its best weights.
 
@@ -46,11 +50,11 @@ def fit(
     ----------
     module : nn.Module
         Trained in place; left in evaluation mode with the best weights loaded, on the device of the training.
-    inputs_NCZYX : (N, 1, Z, Y, X) float
+    inputs_NCZYX : (N, C, Z, Y, X) or (N, C, Y, X) float
         On a GPU with room for it, all of it is copied there; otherwise batch by batch.
-    targets_N : (N, ...) or None
-        What the loss compares with; None for autoencoders.
-    loss : Loss
+    targets_N : (N, ...), a mapping of such by head, or None
+        What the loss compares with, see `cryoscale.learn.targets`; None for autoencoders.
+    loss : Loss or SharedLoss
         See `cryoscale.learn.losses`.
     settings : TrainSettings
     checkpoint : Checkpoint, optional
@@ -58,10 +62,17 @@ def fit(
     on_epoch : callable
         Told of each epoch after its checkpoint was saved. An exception raised here ends the training.
     augmentation : Augmentation, optional
-        Instead of `random_turns`; only used if `settings.augment`. Validation items are left as they are.
+        Instead of what `settings.augmentations` names, or of `random_turns`; only used if `settings` ask for
+        either. Validation items are left as they are.
     validation_rows : (V,) int, optional
         The items to validate on, instead of a random share (for example one side of a tomogram, since
         neighbouring patches overlap).
+    group : Group, optional
+        The processes that train together; each calls this with the same arguments and data. A batch is cut
+        into a share for each, and gradients and losses are added up, so that they do what one process does
+        with the same `batch_size`, to rounding (but for dropout and augmentation, of which each process draws
+        its own, and the statistics of batch normalisation). All of them read the checkpoint, rank 0 alone
+        writes it and calls `on_epoch`.
 
     Returns
     -------
@@ -72,22 +83,29 @@ def fit(
     DataError
         Fewer than two items, or the loss is not finite.
     StateError
-        The checkpoint belongs to other data, settings or another network.
+        The checkpoint belongs to other data, settings or another network; or the processes of a group do not
+        start from the same.
     """
-    inputs, targets = torch.as_tensor(inputs_NCZYX), None if targets_N is None else torch.as_tensor(targets_N)
+    group = group or Group()
+    inputs = torch.as_tensor(inputs_NCZYX)
+    targets = as_targets(targets_N, len(inputs))
     train_rows, validation = split_rows(len(inputs), settings, validation_rows)
     device = device_of(settings.device)
-    turns = (augmentation or random_turns) if settings.augment else None
+    batches = Batches(inputs, targets, device, _augmentation(settings, augmentation, inputs.ndim - 2))
     with surroundings(device, settings.threads):
-        loop = Loop(module.to(device), Batches(inputs, targets, device, turns), loss, settings, device)
+        loop = Loop(module.to(device), batches, loss, settings, device, group)
+        loop.check()
         identity = identity_of(module, inputs, targets, settings, validation)
         state = None if checkpoint is None else checkpoint.load()
         progress = Progress() if state is None else unpack(state, module, loop.optimiser, identity)
+        group.require_same(identity | {"epoch of the checkpoint": progress.epoch})
+        group.broadcast_module(module)
         while progress.epoch < settings.epochs and not _out_of_patience(progress, settings):
             record = loop.run_epoch(progress, train_rows, validation)
-            if checkpoint is not None:
-                checkpoint.save(pack(module, loop.optimiser, progress, identity))
-            on_epoch(record)
+            if group.rank == 0:
+                if checkpoint is not None:
+                    checkpoint.save(pack(module, loop.optimiser, progress, identity))
+                on_epoch(record)
         module.load_state_dict(progress.best_state)
         module.eval()
     reason: Literal["patience", "epochs"] = "patience" if _out_of_patience(progress, settings) else "epochs"
@@ -123,5 +141,17 @@ def split_rows(n: int, settings: TrainSettings, validation_rows: Array | None = 
     return train, validation
 
 
+def _augmentation(
+    settings: TrainSettings, given: Augmentation | None, dimensions: int
+) -> Augmentation | None:
+    if not (settings.augment or settings.augmentations):
+        return None
+    if given is None and settings.augmentations:
+        return augmentation_of(settings.augmentations, dimensions)
+    return given or random_turns
+
+
 def _out_of_patience(progress: Progress, settings: TrainSettings) -> bool:
+    if settings.schedule == "cosine":
+        return False
     return progress.epoch - progress.best_epoch >= settings.patience

@@ -13,6 +13,7 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import cryoscale.models.registry, cryoscale.inference.wrappers, cryoscale.inference.torch_any
 import cryoscale.learn.training, cryoscale.learn.losses, cryoscale.learn.clustering
+import cryoscale.learn.recipes, cryoscale.learn.chen, cryoscale.learn.multitask, cryoscale.learn.distributed
 cryoscale.models.registry.describe()
 """
 
