@@ -22,6 +22,7 @@ from cryoscale.config.sections import (
     Section,
     SegmentConfig,
     SegmenterConfig,
+    SupervisedConfig,
 )
 from cryoscale.config.simulate import SimulateConfig
 
@@ -49,6 +50,7 @@ class RunConfig(Section):
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     review: ReviewConfig = Field(default_factory=ReviewConfig)
     segmenter: SegmenterConfig = Field(default_factory=SegmenterConfig)
+    supervised: SupervisedConfig = Field(default_factory=SupervisedConfig)
     segment: SegmentConfig = Field(default_factory=SegmentConfig)
     instances: InstancesConfig = Field(default_factory=InstancesConfig)
     execution: ExecutionConfig = Field(default_factory=ExecutionConfig)
@@ -61,6 +63,32 @@ class RunConfig(Section):
             names = sorted(self.simulate.names)
             made = tuple(SourceConfig(name=name, path=f"simulated/{name}.mrc") for name in names)
             self.__dict__["inputs"] = made  # frozen for everybody else
+        return self
+
+    @model_validator(mode="after")
+    def _supervised_has_its_truth(self) -> RunConfig:
+        asked, segment = self.supervised, self.segment
+        if asked.model is None:
+            wanted = {"volumes": segment.volumes != "merged", "probabilities": segment.probabilities,
+                      "densities": segment.densities}  # fmt: skip
+            if given := [f"segment.{key}" for key, value in wanted.items() if value]:
+                raise ValueError(f"{given[0]} is for a network of [supervised]; set supervised.model")
+            return self
+        if segment.mode == "decoded":
+            raise ValueError(
+                'segment.mode = "decoded" is of clusters; supervised networks know "dense", "picks"'
+            )
+        if asked.weights is not None:
+            return self
+        own = self.simulate is not None
+        if asked.truth == "labels" and asked.labels == "truth" and not own:
+            raise ValueError(
+                'supervised.labels = "truth" is what a simulated run knows; name the files of drawn labels, '
+                "with {tomogram} for the name"
+            )
+        cut = self.simulate is not None and self.simulate.subtomograms is not None
+        if asked.truth == "subtomograms" and asked.subtomograms is None and not cut:
+            raise ValueError("supervised.subtomograms: this run has none of its own; name a table of boxes")
         return self
 
     inputs: tuple[SourceConfig, ...] = ()

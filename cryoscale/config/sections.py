@@ -165,6 +165,79 @@ class SegmenterConfig(TrainingConfig):
     weights: str | None = None  # a model folder of another run
 
 
+SupervisedModel = Literal[
+    "edss3d", "ssn3d-ed", "ssn3d-fcn", "dsrf3d-v2", "dsm-net", "unet2d", "cnn2d-chen", "unet3d"
+]
+Augmenting = Literal["turns", "half-turns", "flips", "rotations", "intensity", "wedge"]
+IN_SLICES = frozenset({"unet2d", "cnn2d-chen"})  # networks that see slices, not boxes
+
+
+class SupervisedConfig(Section):
+    """A network trained on what a person drew, or on subtomograms with their truth.
+
+    With a model the run goes from picks straight to this training; without one, by way of clusters. Keys that
+    are unset take the numbers of the model's paper.
+    """
+
+    model: SupervisedModel | None = None
+    truth: Literal["labels", "subtomograms"] = "labels"
+    labels: str = "truth"  # drawn volumes, {tomogram} for the name; "truth": what a simulated run knows
+    classes: tuple[str, ...] = ()  # names of the label values 1, 2, …; none: those of the files, or numbers
+    tomograms: tuple[str, ...] = ()  # those with labels; none: all
+    subtomograms: str | None = None  # a table of boxes with their truth; None: those of a simulated run
+    heads: tuple[Literal["cls", "seg", "rec"], ...] = ()  # of dsm-net; none: all that the truth allows
+    loss_weights: tuple[Annotated[float, Field(ge=0)], ...] = ()  # of those heads; none: 1, 10, 1
+    channels: Count | None = None
+    batch_norm: bool | None = None
+    axis: Literal["z", "y", "x"] = "z"  # networks in slices: what slices are stacked along
+    tile_voxels: Annotated[int, Field(ge=32, le=2048)] | None = None  # their side; None: of the paper
+    neighbours: Annotated[int, Field(ge=0, le=8)] = 0  # slices on each side that unet2d sees as channels
+    epochs: Count | None = None
+    patience: Count | None = None
+    batch_size: Count | None = None
+    learning_rate: Positive | None = None
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    max_patches: Count = 5_000
+    object_share: Annotated[float, Field(ge=0, le=1)] = 0.7  # of boxes and tiles that lie about an object
+    augment: tuple[Augmenting, ...] = ()  # none: the paper's, which are rotations for cnn2d-chen alone
+    class_weighting: Literal["none", "inverse", "sqrt"] | None = None
+    seed: Seed = 0
+    threads: Count | None = None
+    workers: Count = 1  # devices, or processes, that share a training
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    weights: str | None = None  # a model folder of another run: apply it, train nothing
+
+    @model_validator(mode="after")
+    def _as_many_weights_as_heads(self) -> SupervisedConfig:
+        if self.heads and self.model not in (None, "dsm-net"):
+            raise ValueError(f"heads are of dsm-net; {self.model} has its own")
+        if self.loss_weights and len(self.loss_weights) != len(self.heads or (1, 2, 3)):
+            raise ValueError(
+                f"{len(self.loss_weights)} loss_weights for {len(self.heads or (1, 2, 3))} heads"
+            )
+        return self
+
+    @property
+    def drawn(self) -> str | None:
+        """Where drawn label volumes are that the run takes in, if any; `{tomogram}` stands for the name."""
+        wanted = self.model is not None and self.weights is None and self.truth == "labels"
+        return self.labels if wanted and self.labels != "truth" else None
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the network says of which class a whole box is."""
+        return self.model == "dsrf3d-v2" or (
+            self.model == "dsm-net" and (not self.heads or "cls" in self.heads)
+        )
+
+    @property
+    def segments(self) -> bool:
+        """Whether the network says of which class each voxel is."""
+        if self.model is None or self.model == "dsrf3d-v2":
+            return False
+        return self.model != "dsm-net" or not self.heads or "seg" in self.heads
+
+
 class SegmentConfig(Section):
     """How label volumes are made."""
 
@@ -173,6 +246,9 @@ class SegmentConfig(Section):
     windows: Literal["tiles", "box"] | None = None  # mode dense; None: tiles if the box has 32 voxels or more
     overlap_voxels: Annotated[int, Field(ge=0)] | None = None  # windows "box"; None: half the box
     labels: str = "classes"  # name of the label volume
+    volumes: Literal["merged", "features", "both"] = "merged"  # of a supervised network
+    probabilities: bool = False  # of a supervised network: one float16 volume per class
+    densities: bool = False  # of dsm-net: the recovered density around each pick, embedded
 
     @field_validator("labels")
     @classmethod

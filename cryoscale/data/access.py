@@ -13,6 +13,7 @@ from cryoscale.data.folder import Folder
 from cryoscale.data.pyramid import Pyramid
 from cryoscale.data.rows import Encodings, Picks, count_picks, read_assignments, read_pick_notes, read_picks
 from cryoscale.data.run import Run
+from cryoscale.data.subtomograms import Subtomograms
 from cryoscale.data.tomogram import (
     VOXEL_SIZE_TOLERANCE,
     LabelVolume,
@@ -27,10 +28,13 @@ from cryoscale.errors import ConfigurationError, StateError, UndeclaredAccessErr
 ARTIFACTS = frozenset(
     {
         "source", "tomogram", "picks", "encodings", "encoder", "clusters", "assignments",
-        "review", "selection", "segmenter", "labels", "instances",
+        "review", "selection", "segmenter", "labels", "instances", "annotation", "classes",
         "densities", "truth", "scene", "tilts", "simulated", "truth_labels", "subtomograms",
     }
 )  # fmt: skip
+
+
+ANNOTATION = "annotation"  # the label volume that a person's drawing becomes
 
 
 @dataclass(frozen=True)
@@ -192,6 +196,23 @@ class Access:
         self._may("labels", write=write)
         return LabelVolume(self.run.tomogram(self.tomogram), self.config.segment.labels, writable=write)
 
+    def annotation(self, tomogram: str | None = None, *, write: bool = False) -> LabelVolume:
+        """Open the label volume that a person drew, as it was taken into the run."""
+        self._may("annotation", write=write)
+        return LabelVolume(self.run.tomogram(self._name(tomogram)), ANNOTATION, writable=write)
+
+    def drawn_labels(self, tomogram: str) -> LabelVolume:
+        """Open the labels to train on: what a person drew, or what a simulated run knows."""
+        if self.config.supervised.drawn is not None:
+            return self.annotation(tomogram)
+        self._may("truth_labels")
+        return LabelVolume(self.run.tomogram(tomogram), TRUTH_LABELS)
+
+    def subtomograms(self, tomogram: str) -> Subtomograms:
+        """Open the boxes with truth that were cut from a simulated tomogram."""
+        self._may("subtomograms")
+        return Subtomograms(self.run.subtomograms(tomogram))
+
     def simulation(self) -> SimulateConfig:
         """Return what the tomogram is simulated from, its variant applied.
 
@@ -238,6 +259,7 @@ class Access:
             "subtomograms": self.run.subtomograms(self.tomogram),
             "picks": self.run.picks,
             "instances": self.run.instances,
+            "classes": self.run.classes,
             "assignments": self.run.assignments,
             "review": self.run.folder.child("clusters", "review"),
         }

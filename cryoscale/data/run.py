@@ -103,6 +103,11 @@ class Run:
         return self.folder.child("instances")
 
     @property
+    def classes(self) -> Folder:
+        """Folder of `<tomogram>.parquet`: what a network says each pick is."""
+        return self.folder.child("classes")
+
+    @property
     def clusters(self) -> ClusterFolder:
         """Centres, assignments, selection."""
         return ClusterFolder(self.folder.child("clusters"))

@@ -198,6 +198,14 @@ class LabelVolume:
             notes=dict(ours["notes"]),
         )
 
+    @property
+    def published(self) -> bool:
+        """Whether the volume is there and finished."""
+        try:
+            return bool(self.pyramid.attributes)
+        except StateError:
+            return False
+
     def read(self, level: int, box: Box) -> npt.NDArray[Any]:
         """Read a box inside the volume."""
         return self.pyramid.read(level, box)

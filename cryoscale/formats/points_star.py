@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _PIXEL_SIZES = ("rlnTomoTiltSeriesPixelSize", "rlnMicrographOriginalPixelSize")
 
 
-def _star_blocks(path: Path) -> dict[str, dict[str, list[Any]]]:
+def star_blocks(path: Path) -> dict[str, dict[str, list[Any]]]:
     """Return the blocks of a STAR file as columns."""
     import starfile
 
@@ -44,7 +44,7 @@ def _star_blocks(path: Path) -> dict[str, dict[str, list[Any]]]:
 
 def read_star_positions(path: Path, target: Target, convention: Convention) -> Positions:
     """Read a particle STAR file of RELION-5, RELION-4 or Warp."""
-    blocks = _star_blocks(path)
+    blocks = star_blocks(path)
     found = [b for b in blocks.values() if all(c in b for c in CENTRED) or all(c in b for c in CORNER)]
     if not found:
         raise FormatError(
@@ -118,7 +118,7 @@ def read_tomograms_star(path: str | os.PathLike[str]) -> dict[str, TomogramGeome
     """
     path = Path(path)
     needed = ("rlnTomoName", "rlnTomoSizeX", "rlnTomoSizeY", "rlnTomoSizeZ", "rlnTomoTiltSeriesPixelSize")
-    for block in _star_blocks(path).values():
+    for block in star_blocks(path).values():
         if all(name in block for name in needed):
             rows = zip(*(block[name] for name in needed), strict=True)
             return {
