@@ -14,10 +14,10 @@ from cryoscale.errors import ConfigurationError, CryoscaleError, StateError
 
 VERBS = {
     "init": "init", "simulate": "simulate", "run": "run", "status": "status",
-    "ingest": "stages", "pick": "stages", "train": "stages", "encode": "stages", "cluster": "stages",
+    "ingest": "stages", "pick": "stages", "train": "train", "encode": "stages", "cluster": "stages",
     "review": "review", "segment": "stages", "export": "export",
-    "report": "report", "evaluate": "evaluate", "models": "models", "doctor": "doctor",
-    "bench": "bench", "demo": "demo",
+    "report": "report", "evaluate": "evaluate", "discover": "discover", "models": "models",
+    "doctor": "doctor", "bench": "bench", "demo": "demo",
 }  # fmt: skip
 
 

@@ -27,25 +27,8 @@ def _verb(
     return click.command(name)(click.argument("run")(options))
 
 
-def _training(place: str) -> str:
-    """Return the training that is due: the segmenter's where clusters are chosen, the encoder's before."""
-    from cryoscale.data.run import Run
-    from cryoscale.pipeline.order import steps_for
-
-    run = Run.open(place)
-    clusters, config = run.clusters, run.config
-    if "train_segmenter" not in [step.name for step in steps_for(config)]:
-        return "train_encoder"
-    if config.segmenter.weights is not None:
-        return "train_segmenter"
-    return "train_encoder" if clusters.chosen() is None else "train_segmenter"
-
-
 ingest_command = _verb("ingest", "ingest", "Turn the files of RUN into OME-Zarr pyramids.")
 pick_command = _verb("pick", "pick", "Find particles in every tomogram of RUN (ingests first what is due).")
-train_command = _verb(
-    "train", _training, "Train the encoder of RUN or, once clusters are chosen, the segmenter."
-)
 encode_command = _verb("encode", "encode", "Encode every pick of RUN (trains first where that is due).")
 cluster_command = _verb(
     "cluster", "review", "Cluster the encodings of RUN and make the contact sheets to choose from."

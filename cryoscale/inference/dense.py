@@ -70,6 +70,30 @@ class WeightedOf(nn.Module):
         return shares_NLZYX * self.weight_ZYX
 
 
+class WeighedBy(nn.Module):
+    """What a network gives for each voxel times a weight for its place: (N, C, Z, Y, X) to the same shape.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Gives any number of channels, for example shares of classes and a density.
+    weight_ZYX : (Z, Y, X) float
+        For example `cryoscale.ops.blend.weight_window`.
+    """
+
+    weight_ZYX: Tensor
+
+    def __init__(self, module: nn.Module, weight_ZYX: Tensor) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("weight_ZYX", weight_ZYX.to(torch.float32))
+
+    def forward(self, patches_NCZYX: Tensor) -> Tensor:
+        """Compute and weigh."""
+        result_NCZYX: Tensor = self.module(patches_NCZYX)
+        return result_NCZYX * self.weight_ZYX
+
+
 def open_label_engine(
     segmenter: nn.Module, *, window: Sequence[int], threads: int = 1, device: str = "auto"
 ) -> Engine:
@@ -79,6 +103,28 @@ def open_label_engine(
     ----------
     segmenter : nn.Module
         Fully convolutional; gives logits. It is copied, not changed.
+    window, threads, device
+        As in `open_window_engine`.
+
+    Returns
+    -------
+    engine : Engine
+        Its results are those of `LabelsOf`.
+    """
+    return open_window_engine(LabelsOf(segmenter), 1, window=window, threads=threads, device=device)
+
+
+def open_window_engine(
+    module: nn.Module, channels: int, *, window: Sequence[int], threads: int = 1, device: str = "auto"
+) -> Engine:
+    """Load a network for large windows, (N, 1, Z, Y, X) to (N, C, Z, Y, X), one at a time.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Fully convolutional. It is copied, not changed.
+    channels : int
+        C, that it gives for each voxel.
     window : three ints
         Extent of the windows, voxels.
     threads : int
@@ -90,22 +136,23 @@ def open_label_engine(
     Returns
     -------
     engine : Engine
-        Its results are those of `LabelsOf`.
     """
-    module, shape = LabelsOf(segmenter), (1, *(int(side) for side in window))
+    sides = tuple(int(side) for side in window)
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpu or importlib.util.find_spec("openvino") is None:
-        return open_engine(module, input_shape=shape, batch=1, threads=threads, device=device)
-    return _OpenvinoLabels(copy.deepcopy(module).eval().requires_grad_(False), shape, threads)
+        return open_engine(module, input_shape=(1, *sides), batch=1, threads=threads, device=device)
+    frozen = copy.deepcopy(module).eval().requires_grad_(False)
+    return _OpenvinoWindows(frozen, sides, channels, threads)
 
 
-class _OpenvinoLabels(Engine):
+class _OpenvinoWindows(Engine):
     """One window at a time on all threads."""
 
-    def __init__(self, module: nn.Module, shape: tuple[int, ...], threads: int) -> None:
+    def __init__(self, module: nn.Module, window: tuple[int, ...], channels: int, threads: int) -> None:
         from cryoscale.inference.openvino_cpu import import_openvino
 
-        super().__init__(f"openvino float32 {threads} threads", "cpu", 1, shape, shape)
+        shape = (1, *window)
+        super().__init__(f"openvino float32 {threads} threads", "cpu", 1, shape, (channels, *window))
         openvino = import_openvino()
         with warnings.catch_warnings():
             warnings.filterwarnings(

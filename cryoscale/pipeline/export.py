@@ -1,23 +1,28 @@
-"""From a run to the files of other programs: label volumes to MRC, positions to STAR and CSV."""
+"""From a run to the files of other programs: volumes to MRC, positions to STAR and CSV."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
+from cryoscale.data.classes import read_classes
+from cryoscale.data.pyramid import Pyramid
 from cryoscale.data.rows import read_picks
 from cryoscale.data.run import Run
 from cryoscale.data.tables import read_table
 from cryoscale.data.tomogram import LabelVolume, Tomogram
+from cryoscale.data.volumes import Kind, finished_features, image_volumes
 from cryoscale.errors import ConfigurationError, DataError, StateError, SurroundingsError
 from cryoscale.formats.mrc_write import MrcWriter
 from cryoscale.formats.points_write import write_csv, write_import_list, write_star
 from cryoscale.geometry import Box
 
-KINDS = ("labels", "picks", "instances")
+KINDS = ("labels", "picks", "instances", "classes", "probabilities", "densities")
 SLAB_BYTES = 256 * 2**20  # of labels in memory at a time
 CHUNK = 64  # planes; label volumes are stored in chunks of this depth, a slab of it decodes each once
 LARGEST_IN_MODE_0 = 127  # MRC mode 0 is signed
@@ -49,7 +54,7 @@ def export_run(
     run : Run
         The run.
     kinds : sequence of str
-        Of "labels", "picks", "instances".
+        Of `KINDS`.
     tomograms : sequence of str
         Names; none for all.
     target : str, optional
@@ -84,6 +89,17 @@ def export_run(
     return exported
 
 
+def usual_kinds(run: Run) -> list[str]:
+    """List the kinds that a run makes, by its configuration."""
+    config = run.config
+    rest = {
+        "classes": config.supervised.classifies,
+        "probabilities": config.segment.probabilities,
+        "densities": config.segment.densities,
+    }
+    return [kind for kind in KINDS if rest.get(kind, True)]
+
+
 def _names(run: Run, asked: Sequence[str]) -> list[str]:
     known = sorted(source.name for source in run.config.inputs)
     for name in asked:
@@ -110,18 +126,52 @@ def _folder(run: Run, target: str | None) -> Path:
 
 
 def _export_labels(run: Run, name: str, folder: Path) -> list[Path]:
-    """Write a label volume at the tomogram's own voxel size, slab by slab; value n is class n."""
-    volume = LabelVolume(run.tomogram(name), run.config.segment.labels)
-    facts = volume.facts
-    level = facts.levels[0]
-    mode = 0 if len(facts.class_names) <= LARGEST_IN_MODE_0 else 6
-    planes = _planes_per_slab(level.shape.y * level.shape.x)
-    path = folder / f"{name}_{facts.name}.mrc"
-    with MrcWriter(path, level.shape, np.uint8, level.voxel_size_angstrom, mode=mode) as writer:
-        for z in range(0, level.shape.z, planes):
-            stop = (min(z + planes, level.shape.z), *level.shape[1:])
-            writer.write(volume.read(0, Box.of((z, 0, 0), stop)))
-    return [path]
+    """Write label volumes at the tomogram's own voxel size, slab by slab; value n is class n.
+
+    Beside the label volume, or in its place, there may be one for each class.
+    """
+    written = []
+    for volume in _label_volumes(run, name):
+        facts = volume.facts
+        mode = 0 if len(facts.class_names) <= LARGEST_IN_MODE_0 else 6
+        path = folder / f"{name}_{facts.name}.mrc"
+        _write_volume(path, volume.pyramid, np.uint8, facts.levels[0].voxel_size_angstrom, mode=mode)
+        written.append(path)
+    return written
+
+
+def _label_volumes(run: Run, name: str) -> list[LabelVolume]:
+    """List the finished label volumes of the configuration; raises `StateError` when there is none."""
+    tomogram, config = run.tomogram(name), run.config.segment
+    merged = [] if config.volumes == "features" else [LabelVolume(tomogram, config.labels)]
+    features = [] if config.volumes == "merged" else finished_features(tomogram, config.labels)
+    if not merged and not features:
+        raise StateError(f"there are no label volumes of '{name}'.")
+    return [*merged, *features]
+
+
+def _write_volume(
+    path: Path, pyramid: Pyramid, dtype: npt.DTypeLike, voxel_size_angstrom: float, *, mode: int | None = None
+) -> None:
+    """Write the first level of a volume, slab by slab."""
+    shape = pyramid.shape(0)
+    planes = _planes_per_slab(shape.y * shape.x * np.dtype(dtype).itemsize)
+    with MrcWriter(path, shape, dtype, voxel_size_angstrom, mode=mode) as writer:
+        for z in range(0, shape.z, planes):
+            stop = (min(z + planes, shape.z), *shape[1:])
+            writer.write(pyramid.read(0, Box.of((z, 0, 0), stop)).astype(dtype, copy=False))
+
+
+def _export_images(kind: Kind, run: Run, name: str, folder: Path) -> list[Path]:
+    """Write probabilities or densities at the voxel size of the level at work, as float32."""
+    written = []
+    for volume in image_volumes(run.tomogram(name), kind, run.config.segment.labels):
+        path = folder / f"{name}_{volume.name.replace('/', '_')}.mrc"
+        _write_volume(path, volume.pyramid, np.float32, volume.notes["voxel_size_angstrom"])
+        written.append(path)
+    if not written:
+        raise StateError(f"there are no {kind} of '{name}'.")
+    return written
 
 
 def _planes_per_slab(plane_bytes: int) -> int:
@@ -155,10 +205,28 @@ def _export_instances(run: Run, name: str, folder: Path) -> list[Path]:
     return [star, text]
 
 
+def _export_classes(run: Run, name: str, folder: Path) -> list[Path]:
+    """Write the picks with their classes: numbers from 1 and probabilities in STAR, names in CSV."""
+    picks, classes = read_picks(run.picks, name), read_classes(run.classes, name)
+    if len(picks) != len(classes):
+        raise StateError(f"the classes of '{name}' are of other picks.")
+    base = Tomogram(run.tomogram(name)).facts.levels[0]
+    star, table = folder / f"{name}_classes.star", folder / f"{name}_classes.csv"
+    size = base.voxel_size_angstrom
+    write_star(star, picks.positions_N3, tomogram=name, shape=base.shape, voxel_size_angstrom=size,
+               score_N=classes.probability_N, class_number_N=classes.ids_N + 1)  # fmt: skip
+    write_csv(table, picks.positions_N3, tomogram=name, voxel_size_angstrom=size,
+              score_N=classes.probability_N, class_N=classes.names_N)  # fmt: skip
+    return [star, table]
+
+
 _WRITERS: dict[str, Callable[[Run, str, Path], list[Path]]] = {
     "labels": _export_labels,
     "picks": _export_picks,
     "instances": _export_instances,
+    "classes": _export_classes,
+    "probabilities": partial(_export_images, "probabilities"),
+    "densities": partial(_export_images, "densities"),
 }
 
 

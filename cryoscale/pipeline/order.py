@@ -15,8 +15,11 @@ from cryoscale.config.simulate import SimulateConfig
 from cryoscale.data.folder import Folder
 from cryoscale.data.run import Run
 from cryoscale.errors import ConfigurationError
+from cryoscale.stages.annotate import AnnotateStage
+from cryoscale.stages.apply import ApplyStage
 from cryoscale.stages.assign import AssignStage
 from cryoscale.stages.base import Stage
+from cryoscale.stages.classify import ClassifyStage
 from cryoscale.stages.cluster import ClusterStage
 from cryoscale.stages.densities import DensitiesStage, density_files
 from cryoscale.stages.encode import EncodeStage
@@ -34,6 +37,7 @@ from cryoscale.stages.segment import SegmentStage
 from cryoscale.stages.subtomograms import SubtomogramsStage
 from cryoscale.stages.train_encoder import TrainEncoderStage
 from cryoscale.stages.train_segmenter import TrainSegmenterStage
+from cryoscale.stages.train_supervised import TrainSupervisedStage
 from cryoscale.stages.truth_labels import TruthLabelsStage
 
 Scope = Literal["tomogram", "all"]
@@ -68,6 +72,8 @@ class Step:
         not see it: another tomogram, or another variant of one, does not renew them.
     rivals : tuple of str
         Steps of other configurations that write the same artifact: once this one begins, theirs is gone.
+    only : callable
+        From the configuration to the tomograms that a fit looks at; none: `run.fit_tomograms`, or all.
     product : callable
         From run and tomogram to an object that stands as long as the result does, for results that people may
         delete; None where nothing is looked at.
@@ -83,6 +89,7 @@ class Step:
     outside: Callable[[RunConfig], Sequence[str | tuple[str, str | None] | None]] = lambda c: []
     own: Callable[[RunConfig, str], list[Any]] = lambda c, tomogram: []
     rivals: tuple[str, ...] = ()
+    only: Callable[[RunConfig], tuple[str, ...]] = lambda c: ()
     product: Callable[[Run, str], Folder] | None = None
 
     @property
@@ -92,6 +99,8 @@ class Step:
 
 
 _HOW_NOT_WHAT = {"threads", "weights"}  # keys that do not change what a fit is; weights enter by their hash
+_FROM_OUTSIDE = {"workers", "labels", "tomograms", "subtomograms"}  # files enter by what they hold
+_SUPERVISED_ONLY = {"volumes", "probabilities", "densities"}  # keys of [segment] that clusters do not know
 
 
 def simulation_steps(simulate: SimulateConfig) -> list[Step]:
@@ -173,6 +182,10 @@ def steps_for(config: RunConfig) -> list[Step]:
             lambda c: [c.pick, c.run.working_voxel_size_angstrom, patch],
             outside=lambda c: [c.pick.mask, c.pick.positions],
         ),
+    ]
+    if config.supervised.model is not None:
+        return [*steps, *_supervised_steps(config)]
+    steps += [
         Step(
             TrainEncoderStage(),
             () if given_encoder else ("pick",),
@@ -207,6 +220,7 @@ def _labelling_steps(config: RunConfig, segmenter: Any) -> list[Step]:
                 lambda c: [segmenter] if given_segmenter else [segmenter, patch, c.run.fit_tomograms],
                 scope="all",
                 fit=True,
+                rivals=("train_supervised",),
                 chosen=not given_segmenter,
                 behind=() if given_segmenter else ("review",),
                 outside=lambda c: [c.segmenter.weights],
@@ -222,12 +236,60 @@ def _labelling_steps(config: RunConfig, segmenter: Any) -> list[Step]:
         Step(
             SegmentStage(),
             segment_after,
-            lambda c: [c.segment, patch, *([c.segmenter.level] if drawn else [])],
+            lambda c: [
+                c.segment.model_dump(mode="json", exclude=_SUPERVISED_ONLY),
+                patch,
+                *([c.segmenter.level] if drawn else []),
+            ],
             chosen=not (given_segmenter and config.segment.mode == "dense"),
             behind=("review",) if drawn else (),
         ),
         Step(InstancesStage(), ("segment",), lambda c: [c.instances, c.segment.labels]),
     ]
+    return steps
+
+
+def _supervised_steps(config: RunConfig) -> list[Step]:
+    """List the steps from picks to what a supervised network says: no clusters, and nobody has to choose."""
+    asked, patch = config.supervised, config.patch
+    wanted = asked.model_dump(mode="json", exclude={*_HOW_NOT_WHAT, *_FROM_OUTSIDE})
+    steps: list[Step] = []
+    after: tuple[str, ...] = ()
+    outside: list[str | None] = [asked.weights]
+    if asked.weights is not None:
+        pass  # nothing is trained, so nothing is read
+    elif asked.drawn is not None:
+        steps.append(
+            Step(
+                AnnotateStage(), ("ingest",), lambda c: [c.supervised.classes],
+                outside=lambda c: [c.supervised.drawn],
+            )
+        )  # fmt: skip
+        after = ("pick", "annotate")
+        # Corrected labels are a new training, as another selection of clusters is.
+        drawn = asked.drawn
+        outside = [drawn.replace("{tomogram}", name) for name in asked.tomograms] or [drawn]
+    elif asked.truth == "labels":
+        after = ("pick", "truth_labels")
+    elif asked.subtomograms is None:
+        after = ("pick", "subtomograms")
+    else:
+        outside = [asked.subtomograms]
+    given = [asked.weights] if asked.weights is not None else [wanted, patch, config.run.fit_tomograms]
+    steps.append(
+        Step(
+            TrainSupervisedStage(), after, lambda c: given, scope="all", fit=True,
+            outside=lambda c: outside, only=lambda c: c.supervised.tomograms, rivals=("train_segmenter",),
+        )
+    )  # fmt: skip
+    behind = ("pick", "train_supervised")
+    if asked.classifies:
+        steps.append(Step(ClassifyStage(), behind, lambda c: [patch]))
+    if asked.segments:
+        how = [asked.axis, asked.tile_voxels, asked.neighbours]
+        steps.append(Step(ApplyStage(), behind, lambda c: [c.segment, patch, how]))
+        if config.segment.volumes != "features":  # objects are found in the merged volume
+            steps.append(Step(InstancesStage(), ("segment",), lambda c: [c.instances, c.segment.labels]))
     return steps
 
 

@@ -17,6 +17,7 @@ from cryoscale.formats.mrc_header import read_header
 from cryoscale.geometry import Zyx
 from cryoscale.pipeline.controller import INTERPRETER_BYTES
 from cryoscale.pipeline.engines import EngineChoice, memory_budgets
+from cryoscale.pipeline.supervised import assumed_card
 from cryoscale.pipeline.survey import Standing, Survey, survey_run
 from cryoscale.runtime.memory import format_bytes
 from cryoscale.stages.base import BlockStage
@@ -218,6 +219,8 @@ class _HeaderAccess(Access):
         real = super().model(name)
         if real.exists:
             return real
+        if name == "segmenter" and self.config.supervised.model is not None:
+            return _Foretold(card=assumed_card(self.config, ASSUMED_CLASSES))
         wanted = self.config.encoder if name == "encoder" else self.config.segmenter
         architecture = {"channels": wanted.channels, "dimension": self.config.encoder.dimension}
         card = {**_ASSUMED_CARD, "architecture": architecture}
@@ -227,14 +230,14 @@ class _HeaderAccess(Access):
 
     def selection(self) -> Any:
         self._may("selection")
-        return self.chosen or _Foretold(**_ASSUMED_CLASSES)
+        return self.chosen or _Foretold(**_ASSUMED_NAMES)
 
 
-_ASSUMED_CLASSES = {
+_ASSUMED_NAMES = {
     "class_names": tuple(f"class {n}" for n in range(ASSUMED_CLASSES)),
     "colors": ((0, 0, 0),) * ASSUMED_CLASSES,
 }
-_ASSUMED_CARD = {"classes": {"names": _ASSUMED_CLASSES["class_names"], "colors": _ASSUMED_CLASSES["colors"]}}
+_ASSUMED_CARD = {"classes": {"names": _ASSUMED_NAMES["class_names"], "colors": _ASSUMED_NAMES["colors"]}}
 
 
 class _Foretold:

@@ -12,7 +12,10 @@ from cryoscale.data.run import Run
 from cryoscale.errors import ConfigurationError
 from cryoscale.formats.inputs import expand_inputs, names_for
 
-PATHS = (("pick", "mask"), ("pick", "positions"), ("encoder", "weights"), ("segmenter", "weights"))
+PATHS = (
+    ("pick", "mask"), ("pick", "positions"), ("encoder", "weights"), ("segmenter", "weights"),
+    ("supervised", "weights"), ("supervised", "labels"), ("supervised", "subtomograms"),
+)  # fmt: skip
 
 
 def initial_config(place: str, settings: list[str]) -> RunConfig:
@@ -28,7 +31,7 @@ def initial_config(place: str, settings: list[str]) -> RunConfig:
     for table, key in PATHS:
         section = getattr(config, table)
         path = getattr(section, key)
-        if f"{table}.{key}" in given and path and "://" not in path:
+        if f"{table}.{key}" in given and path and "://" not in path and path != "truth":
             absolute = section.model_copy(update={key: os.path.abspath(path)})
             config = config.model_copy(update={table: absolute})
     return config

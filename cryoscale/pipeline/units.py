@@ -15,6 +15,7 @@ from cryoscale.data.run import Run
 from cryoscale.data.weights import ModelFolder, identity_of
 from cryoscale.errors import ConfigurationError
 from cryoscale.formats.inputs import source_exists, source_stamp
+from cryoscale.formats.labels import labels_stamp
 from cryoscale.pipeline.order import Step
 from cryoscale.pipeline.unit import TERMINAL, Unit
 
@@ -91,7 +92,7 @@ class UnitGraph:
 
     def fit_set(self, step: Step) -> list[str]:
         """List the tomograms that a whole-data-set step looks at."""
-        chosen = set(self.config.run.fit_tomograms) if step.fit else set()
+        chosen = set(step.only(self.config) or self.config.run.fit_tomograms) if step.fit else set()
         return [name for name in self.tomograms if not chosen or name in chosen]
 
     def frozen(self, unit: Unit) -> bool:
@@ -361,11 +362,11 @@ class UnitGraph:
 
 
 def _content_of(place: str) -> Any:
-    """Name what a file or a model folder holds: size and time, or the hash of the weights; None when gone."""
+    """Name what a file or a folder holds: size and time, of a model its weights' hash; None when gone."""
     model = ModelFolder(Folder.of(place))
     if model.exists:
         return identity_of(model.card)
-    return list(source_stamp(place)) if source_exists(place) else None
+    return list(source_stamp(place)) if source_exists(place) else labels_stamp(place)
 
 
 def unfinished(graph: UnitGraph) -> list[Unit]:

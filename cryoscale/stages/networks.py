@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 BATCH = 64  # patches; fixed, so that results do not depend on how rows or windows fall into blocks
 AT_ONCE = 4  # items that OpenVINO computes at a time on each core
 KEPT = 3  # networks that stay loaded in a process
+BATCH_VOXELS = 64 * 40**3  # of a batch at most
+ALONE_VOXELS = 64**3  # items from this size on come one by one
 
 
 def worker_threads() -> int:
@@ -286,7 +288,73 @@ def open_labeller(access: Access, window: Sequence[int]) -> contextlib.AbstractC
 
     def load(module: nn.Module, threads: int) -> Engine:
         from cryoscale.inference.dense import open_label_engine
+        from cryoscale.inference.wrappers import HeadOf
 
-        return open_label_engine(module, window=window, threads=threads)
+        return open_label_engine(HeadOf(module, "seg"), window=window, threads=threads)
 
     return _borrow(access, "segmenter", ["labels", *window], load, alone='["labels"')
+
+
+def open_network(
+    access: Access, kind: str, shape: Sequence[int], wrap: Callable[[nn.Module], nn.Module], batch: int
+) -> contextlib.AbstractContextManager[Network]:
+    """Open the segmenter behind any face, on items of a shape.
+
+    Parameters
+    ----------
+    kind : str
+        Names what `wrap` makes: one network of a process for each kind, shape and weights.
+    shape : sequence of int
+        Of an item, without the batch.
+    wrap : callable
+        From the trained network to what computes one tensor of one.
+    batch : int
+        Items computed at a time; see `batch_for`.
+    """
+
+    def load(module: nn.Module, threads: int) -> Engine:
+        from cryoscale.inference.engine import open_engine
+
+        return open_engine(wrap(module), input_shape=shape, batch=batch, threads=threads)
+
+    return _borrow(access, "segmenter", [kind, batch, *shape], load, alone=f'["{kind}"')
+
+
+def open_large(
+    access: Access, kind: str, window: Sequence[int], wrap: Callable[[nn.Module], nn.Module], channels: int
+) -> contextlib.AbstractContextManager[Network]:
+    """Open the segmenter on large windows: (N, 1, Z, Y, X) to what `wrap` gives, (N, `channels`, Z, Y, X)."""
+
+    def load(module: nn.Module, threads: int) -> Engine:
+        from cryoscale.inference.dense import open_window_engine
+
+        return open_window_engine(wrap(module), channels, window=window, threads=threads)
+
+    return _borrow(access, "segmenter", [kind, *window], load, alone=f'["{kind}"')
+
+
+def batch_for(voxels: int) -> int:
+    """Return how many items of so many voxels go through a network at a time: a rule of the item alone.
+
+    64 of 40 x 40 x 40, fewer of larger ones, and one alone from 64 x 64 x 64 on: then all threads share it.
+    """
+    if voxels >= ALONE_VOXELS:
+        return 1
+    return int(2 ** np.floor(np.log2(np.clip(BATCH_VOXELS / voxels, 1, BATCH))))
+
+
+def applied_bytes(access: Access, voxels: int, channels: int, maps: int, batch: int) -> int:
+    """Bound what a network takes once it runs on items of so many voxels.
+
+    Parameters
+    ----------
+    access : Access
+        Its `[execution]` table says how many threads a worker has; as many as this machine's cores, if not.
+    voxels, batch : int
+        Of an item, and how many are computed at a time.
+    channels, maps : int
+        Width of the network at full resolution, and how many maps of that width are there at the same time.
+    """
+    threads = access.config.execution.ray_threads or max(4, cpu_count())
+    items = 1 if batch == 1 else max(batch, AT_ONCE * threads)
+    return 4 * voxels * items * (maps * channels + 2)

@@ -7,7 +7,7 @@ frequent value.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,19 +15,17 @@ import numpy.typing as npt
 
 from cryoscale.data.access import Access
 from cryoscale.data.tomogram import LabelFacts
-from cryoscale.geometry import Block, Box, Zyx
+from cryoscale.data.volumes import drop_companions
+from cryoscale.geometry import Block, Box
 from cryoscale.ops.blend import most_likely, weight_window
-from cryoscale.ops.patches import patch_box
 from cryoscale.stages.base import BlockFunction, BlockReport, BlockStage, Plan, renumber
 from cryoscale.stages.dense import Labels, Predict, dense_bytes, open_dense
+from cryoscale.stages.embedding import embedded, object_first
 from cryoscale.stages.labelling import CHUNK, SHARD, coarser, finer, label_blocks
 from cryoscale.stages.masks import OTSU_ROWS, class_level
 from cryoscale.stages.networks import BATCH, network_bytes, open_decoder, open_segmenter
 from cryoscale.stages.patching import PatchReader
 from cryoscale.stages.training import check_voxel_size
-
-Slices = tuple[slice, slice, slice]
-Patches = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
 
 
 class SegmentStage(BlockStage):
@@ -62,8 +60,9 @@ class SegmentStage(BlockStage):
         return Plan(renumber(phases), needed, sum(level.shape.voxels for level in levels))
 
     def create(self, access: Access) -> None:
-        """Make the empty arrays of all levels."""
+        """Make the empty arrays of all levels; what a supervised network left beside them goes."""
         volume = access.label_volume(write=True)
+        drop_companions(access.run.tomogram(access.tomogram), volume.name)
         levels = access.open_tomogram().facts.levels
         volume.pyramid.create(levels, np.uint8, chunk=CHUNK, shard=SHARD, image=False)
 
@@ -140,14 +139,14 @@ def _open_picks(access: Access) -> Iterator[Predict]:
 
         def predict(core: Box) -> Labels:
             votes = np.zeros((n_classes, *core.shape), np.float32)
-            for row, weighted, here, inner in _embedded(core, centres_N3, reader.box, patches):
+            for row, weighted, here, inner in embedded(core, centres_N3, reader.box, patches, BATCH):
                 if by_cluster:
                     # The network says where the object is; what it is, the cluster of the pick knows better.
                     votes[(0, *here)] += weighted[(0, *inner)]
                     votes[(values_N[row], *here)] += weight_ZYX[inner] - weighted[(0, *inner)]
                 else:
                     votes[(slice(None), *here)] += weighted[(slice(None), *inner)]
-            return _object_first(votes) if by_cluster else most_likely(votes)
+            return object_first(votes) if by_cluster else most_likely(votes)
 
         yield predict
 
@@ -172,12 +171,12 @@ def _open_decoded(access: Access) -> Iterator[Predict]:
 
         def predict(core: Box) -> Labels:
             votes = np.zeros((n_classes, *core.shape), np.float32)
-            for row, decoded, here, inner in _embedded(core, centres_N3, reader.box, patches):
+            for row, decoded, here, inner in embedded(core, centres_N3, reader.box, patches, BATCH):
                 value = values_N[row]
                 objects = weight_ZYX[inner] * (decoded[(0, *inner)] < level_L[value])
                 votes[(0, *here)] += weight_ZYX[inner] - objects
                 votes[(value, *here)] += objects
-            return _object_first(votes)
+            return object_first(votes)
 
         yield predict
 
@@ -190,32 +189,3 @@ def _chosen(
     values_N = class_of[access.assignments()[0]]
     rows = np.flatnonzero(values_N > 0)
     return reader.voxels(access.picks().positions_N3)[rows], values_N[rows], rows
-
-
-def _embedded(
-    core: Box, centres_N3: npt.NDArray[np.int64], box: Zyx, patches: Patches
-) -> Iterator[tuple[int, npt.NDArray[np.float32], Slices, Slices]]:
-    """Yield patches that reach into a core: row, prediction, the shared part of the core and of the patch."""
-    low = centres_N3 - np.array(box) // 2
-    rows = np.flatnonzero(np.all((low < core.stop) & (low + np.array(box) > core.start), axis=1))
-    for first in range(0, len(rows), BATCH):
-        batch = rows[first : first + BATCH]
-        for row, predicted in zip(batch.tolist(), patches(batch), strict=True):
-            place = patch_box(centres_N3[row].tolist(), box)
-            part = place.intersect(core)
-            yield row, predicted, part.relative_to(core.start).slices, part.relative_to(place.start).slices
-
-
-def _object_first(votes_LZYX: npt.NDArray[np.float32]) -> Labels:
-    """Say object or background first, then which class; without votes it is background.
-
-    Patches of two classes that overlap on one object share its votes. Each class alone may have fewer than
-    background although nobody doubts that there is an object.
-    """
-    labels = np.empty(votes_LZYX.shape[1:], np.uint8)
-    for z in range(len(labels)):  # a plane at a time stays in the cache
-        votes_LYX = votes_LZYX[:, z]
-        most_likely(votes_LZYX[1:, z : z + 1], out=labels[z : z + 1])
-        labels[z] += 1
-        labels[z] *= votes_LYX[1:].sum(axis=0) > votes_LYX[0]
-    return labels

@@ -1,4 +1,4 @@
-"""What the two trainings share: where patches come from, settings, checkpoint, history, card."""
+"""What the trainings share: where patches come from, settings, checkpoint, history, card."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cryoscale.config.run import parameters_key
-from cryoscale.config.sections import TrainingConfig
+from cryoscale.config.sections import SupervisedConfig, TrainingConfig
 from cryoscale.data.access import Access
 from cryoscale.data.folder import Folder
 from cryoscale.data.tomogram import VOXEL_SIZE_TOLERANCE
@@ -24,8 +24,11 @@ from cryoscale.stages.patching import PatchReader
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from cryoscale.learn.losses import Loss
+    from cryoscale.learn.distributed import Group
+    from cryoscale.learn.losses import Loss, SharedLoss
+    from cryoscale.learn.recipes import Recipe
     from cryoscale.learn.settings import EpochRecord, TrainResult, TrainSettings
+    from cryoscale.learn.targets import Targets
 
 LOG = logging.getLogger("cryoscale.training")
 LIBRARIES = 256 * 2**20  # what torch and its kernels take once they run
@@ -46,6 +49,21 @@ def settings_for(config: TrainingConfig) -> TrainSettings:
         device="auto",
         augment=config.augment,
         precision=config.precision,
+    )
+
+
+def supervised_settings(config: SupervisedConfig, recipe: Recipe, device: str = "auto") -> TrainSettings:
+    """Take a recipe's settings, with what the configuration says instead."""
+    keys = ("epochs", "patience", "batch_size", "learning_rate")
+    given = {key: value for key in keys if (value := getattr(config, key)) is not None}
+    return recipe.settings(
+        seed=config.seed,
+        validation_fraction=config.validation_fraction,
+        threads=config.threads or worker_threads(),
+        device=device,
+        precision=config.precision,
+        augmentations=config.augment or recipe.augmentations,  # those of Chen et al. are rotations
+        **given,
     )
 
 
@@ -103,8 +121,8 @@ def gather_sample(
 
 
 def turns_and_flips(
-    inputs_NCZYX: Tensor, targets_N: Tensor | None, rng: np.random.Generator
-) -> tuple[Tensor, Tensor | None]:
+    inputs_NCZYX: Tensor, targets_N: Targets, rng: np.random.Generator
+) -> tuple[Tensor, Targets]:
     """Turn and flip the patches of a batch, and their masks alike: what `augment = true` asks for."""
     from cryoscale.learn.augmentation import random_turns
 
@@ -115,12 +133,32 @@ def train(
     access: Access,
     name: str,
     build: Callable[[], nn.Module],
-    inputs_NCZYX: npt.NDArray[np.float32],
-    targets_N: npt.NDArray[Any] | None,
-    loss: Loss,
+    inputs_NC: npt.NDArray[np.float32],
+    targets_N: npt.NDArray[Any] | Mapping[str, npt.NDArray[Any]] | None,
+    loss: Loss | SharedLoss,
     settings: TrainSettings,
+    *,
+    validation_rows: npt.NDArray[np.int64] | None = None,
+    group: Group | None = None,
 ) -> tuple[nn.Module, TrainResult, dict[str, Any]]:
     """Train a network; a killed training goes on at its last epoch if it was the same training.
+
+    Parameters
+    ----------
+    access : Access
+    name : str
+        Of the model.
+    build : callable
+        Makes the network with its first weights.
+    inputs_NC : (N, C, ...) float32
+    targets_N : (N, ...) array, such by head, or None
+    loss : Loss or SharedLoss
+    settings : TrainSettings
+        With `augment` alone, patches are turned and flipped.
+    validation_rows : (V,) int, optional
+        Items to validate on, instead of a random share.
+    group : Group, optional
+        Processes that train together; the first one keeps the checkpoint.
 
     Returns
     -------
@@ -134,23 +172,14 @@ def train(
 
     folder = access.model(name)
     checkpoint = ModelCheckpoint(folder.folder, checkpoint_key(access))
-
-    def tell(record: EpochRecord) -> None:
-        losses = {"train_loss": record.train_loss, "validation_loss": record.validation_loss}
-        folder.write_progress(
-            {"epoch": record.epoch, "epochs": settings.epochs, **losses, "improved": record.improved,
-             "seconds": round(record.seconds, 3), "time": time.time()}
-        )  # fmt: skip
-        LOG.info("%s: epoch %d of at most %d, loss %.4g, validation %.4g, %.1f s", name, record.epoch,
-                 settings.epochs, record.train_loss, record.validation_loss, record.seconds)  # fmt: skip
-
     facts: dict[str, Any] = {}
     for attempt in (1, 2):
         module = build()
         try:
             result = fit(
-                module, inputs_NCZYX, targets_N, loss, settings,
-                checkpoint=checkpoint, on_epoch=tell, augmentation=turns_and_flips,
+                module, inputs_NC, targets_N, loss, settings, checkpoint=checkpoint,
+                on_epoch=_teller(folder, name, settings), validation_rows=validation_rows, group=group,
+                augmentation=None if settings.augmentations else turns_and_flips,
             )  # fmt: skip
             break
         except (StateError, FormatError) as error:
@@ -159,8 +188,34 @@ def train(
                 raise
             facts["checkpoint"] = f"not used, trained from the beginning: {error}"
             LOG.warning("%s: the checkpoint was %s", name, facts["checkpoint"])
-            checkpoint.drop()
+            _drop_together(checkpoint, group)
     return module, result, facts
+
+
+def _drop_together(checkpoint: ModelCheckpoint, group: Group | None) -> None:
+    """Remove a checkpoint that all processes of a group refused: each has looked before the first removes it."""
+    if group is not None:
+        group.barrier()
+    if group is None or group.rank == 0:
+        checkpoint.drop()
+    if group is not None:
+        group.barrier()
+
+
+def _teller(folder: ModelFolder, name: str, settings: TrainSettings) -> Callable[[EpochRecord], None]:
+    """Make what is told of each epoch: to `status` by the folder, to people by the log."""
+
+    def tell(record: EpochRecord) -> None:
+        losses = {"train_loss": record.train_loss, "validation_loss": record.validation_loss}
+        parts = {f"validation_{part}": value for part, value in record.validation_parts.items()}
+        folder.write_progress(
+            {"epoch": record.epoch, "epochs": settings.epochs, **losses, **parts, "improved": record.improved,
+             "seconds": round(record.seconds, 3), "time": time.time()}
+        )  # fmt: skip
+        LOG.info("%s: epoch %d of at most %d, loss %.4g, validation %.4g, %.1f s", name, record.epoch,
+                 settings.epochs, record.train_loss, record.validation_loss, record.seconds)  # fmt: skip
+
+    return tell
 
 
 def checkpoint_key(access: Access) -> str:
@@ -226,16 +281,28 @@ def history_columns(history: list[EpochRecord]) -> dict[str, Any]:
     return columns
 
 
-def card_of(
-    access: Access, architecture: dict[str, Any], result: TrainResult, settings: TrainSettings, patches: int
-) -> dict[str, Any]:
-    """Describe a trained model for people and for later runs."""
-    best = result.history[result.best_epoch - 1]
+def voxel_size_at_work(access: Access) -> float:
+    """Return the voxel size of the patches, Å: that of the first tomogram of the set."""
     levels = access.open_tomogram(access.tomograms[0]).facts.levels
+    return levels[access.working_level(access.tomograms[0])].voxel_size_angstrom
+
+
+def card_of(
+    access: Access,
+    architecture: dict[str, Any],
+    result: TrainResult,
+    settings: TrainSettings,
+    patches: int,
+    *,
+    voxel_size: Callable[[Access], float | None] = voxel_size_at_work,
+) -> dict[str, Any]:
+    """Describe a trained model for people and for later runs; an unknown voxel size is left out."""
+    best = result.history[result.best_epoch - 1]
+    size = voxel_size(access)
     return {
         "architecture": architecture,
         "key": access.key,
-        "voxel_size_angstrom": levels[access.working_level(access.tomograms[0])].voxel_size_angstrom,
+        **({} if size is None else {"voxel_size_angstrom": size}),
         "training": {
             "tomograms": list(access.tomograms),
             "patches": patches,

@@ -258,6 +258,18 @@ def test_models(capsys: Out) -> None:
     assert all(row["parameters"] > 1000 for row in rows)
 
 
+def test_models_say_what_they_take_and_give(capsys: Out) -> None:
+    assert run_command(["models"]) == 0
+    shown = capsys.readouterr().out
+    assert "3D, gives codes; box 32 x 32 x 32; 1,149,793 parameters" in shown
+    assert "3D, gives cls, seg, rec; any box; 2,174,905 parameters (n_classes 22, heads cls+seg+rec," in shown
+    assert "3D, gives seg; any box that divides by 4, tiles of 4 n with a halo of 11; 111,715 param" in shown
+    assert run_command(["models", "--json"]) == 0
+    row = {row["name"]: row for row in json.loads(capsys.readouterr().out)}["unet2d"]
+    assert (row["dimensions"], row["heads"], row["box"], row["halo"]) == (2, ["seg"], None, 126)
+    assert row["example"]["n_classes"] == 6
+
+
 # -- export ---------------------------------------
 
 
