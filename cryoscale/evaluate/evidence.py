@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from cryoscale.data.classes import read_classes
 from cryoscale.data.rows import Picks, read_picks
 from cryoscale.data.run import Run
 from cryoscale.data.tables import read_table
 from cryoscale.data.tomogram import LabelVolume, Tomogram
 from cryoscale.errors import ConfigurationError, StateError
+from cryoscale.evaluate.classified import Classified
 from cryoscale.evaluate.contacts import Contacts, contacts_of
 from cryoscale.evaluate.detection import Detection, Pairs, detect
 from cryoscale.evaluate.known import Known, known_of_run, true_labels
@@ -123,6 +125,8 @@ class Evidence:
         Particles to average.
     contacts : Contacts or None
         Where there are clusters and true membranes.
+    classified : Classified or None
+        Where a network gave a class to each pick.
     """
 
     tomograms: tuple[str, ...]
@@ -136,6 +140,7 @@ class Evidence:
     labels: LabelCounts | None = None
     found: dict[str, Found] = field(default_factory=dict)
     contacts: Contacts | None = None
+    classified: Classified | None = None
     left_out: tuple[str, ...] = ()
 
 
@@ -190,7 +195,7 @@ def collect(run: Run, tomogram: str, known_of: KnownOf | None, settings: Setting
         class_N=class_N,
         ids_N=ids_N,
         named=_named(run, tomogram, picks, ids_N, known, radius, stale),
-        labels=_label_counts(run, tomogram, stale),
+        labels=_label_counts(run, tomogram, stale, known),
         found=found,
         contacts=None
         if ids_N is None
@@ -204,6 +209,7 @@ def collect(run: Run, tomogram: str, known_of: KnownOf | None, settings: Setting
             nothing=NO_PARTICLE,
             planted_N=_planted(picks, known, radius),
         ),
+        classified=_classified(run, tomogram, stale, _words(class_N, known)),
         left_out=tuple(stale.left_out),
     )
 
@@ -287,8 +293,20 @@ def against_truth(found: dict[str, Floats], known: Known, radius: float) -> dict
     return rows
 
 
-def _label_counts(run: Run, tomogram: str, stale: Stale) -> LabelCounts | None:
-    """Count labels where there are both a finished label volume and a true one."""
+def _classified(run: Run, tomogram: str, stale: Stale, true_N: npt.NDArray[np.str_]) -> Classified | None:
+    """Put the classes that a network gave to the picks beside the true ones, where there are such."""
+    if not run.classes.exists(f"{tomogram}.parquet"):
+        return None
+    found = read_classes(run.classes, tomogram)
+    return None if stale.classes(len(found), len(true_N)) else Classified.of(found, true_N, NO_PARTICLE)
+
+
+def _label_counts(run: Run, tomogram: str, stale: Stale, known: Known) -> LabelCounts | None:
+    """Count labels where there are both a finished label volume and a true one.
+
+    A network that was trained on masks of subtomograms knows one class, whatever the particle: then all true
+    particles are that class.
+    """
     truth = true_labels(run, tomogram)
     if truth is None:
         return None
@@ -297,7 +315,13 @@ def _label_counts(run: Run, tomogram: str, stale: Stale) -> LabelCounts | None:
         _ = found.facts
     except StateError:  # not segmented, or not yet
         return None
-    return None if stale.labels() else count_labels(found, truth)
+    if stale.labels():
+        return None
+    counts = count_labels(found, truth)
+    names = counts.found_names
+    if run.config.supervised.model is not None and len(names) == 2 and names[1] not in counts.true_names:
+        return counts.joined(known.particle_classes, names[1])
+    return counts
 
 
 def together(parts: Sequence[Evidence]) -> Evidence:
@@ -329,6 +353,9 @@ def together(parts: Sequence[Evidence]) -> Evidence:
         class_N=np.concatenate([np.array([names.index(n) for n in p.class_names])[p.class_N] for p in parts]),
         ids_N=np.concatenate(ids) if len(ids) == len(parts) else None,
         named=named,
+        classified=Classified.together(told)
+        if (told := [p.classified for p in parts if p.classified])
+        else None,
         left_out=tuple(what for part in parts for what in part.left_out),
     )
 

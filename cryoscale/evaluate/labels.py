@@ -43,6 +43,13 @@ class LabelCounts:
         """Found classes without a true one of that name."""
         return tuple(n for n in self.found_names if n not in self.true_names)
 
+    def joined(self, names: Sequence[str], name: str) -> LabelCounts:
+        """Return the counts with some true classes taken for one, of another name; it comes last."""
+        rows = [row for row, true in enumerate(self.true_names) if true in names]
+        kept = [row for row in range(len(self.true_names)) if row not in rows]
+        counts_TF = np.concatenate([self.counts_TF[kept], self.counts_TF[rows].sum(axis=0)[None]])
+        return LabelCounts(counts_TF, (*(self.true_names[row] for row in kept), name), self.found_names)
+
     def over(self, names: Sequence[str]) -> Counts:
         """Return the square matrix over a list of names that holds all of ours."""
         square_CC = np.zeros((len(names), len(names)), np.int64)

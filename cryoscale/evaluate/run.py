@@ -120,7 +120,7 @@ def score(
     scores : dict
         Plain values: `tomogram`, `radius_angstrom`, `truth` (number of positions), `picks`; and where there
         are such `left_out` (what is of an earlier state of the run, and is not scored),
-        `clusters`, `selection`, `instances`, `segmentation`, `structures`; see
+        `clusters`, `selection`, `classes`, `instances`, `segmentation`, `structures`; see
         docs/commands.md.
     """
     all_of_them = together(parts)
@@ -145,6 +145,8 @@ def score(
         if contacts:
             scores["clusters"]["membrane"] = contact_scores(contacts, seed=settings.seed)
     scores |= {what: named_scores(rows) for what, rows in all_of_them.named.items()}
+    if all_of_them.classified is not None:
+        scores["classes"] = all_of_them.classified.scores()
     labelled = [part.labels for part in parts if part.labels is not None]
     if labelled:
         scores["segmentation"] = segmentation_scores(labelled)

@@ -53,12 +53,22 @@ class Stale:
         """Whether the label volume is of another network, or of picks that are gone."""
         return self._told("label volume", self._labels_reason())
 
+    def classes(self, rows: int, picks: int) -> bool:
+        """Whether the classes of picks are of another network, or of other picks."""
+        reason = self._newer("classify", "pick", "train_supervised")
+        if rows != picks:
+            reason = f"there are {rows} of them, and {picks} picks"
+        return self._told("classes of the picks", reason)
+
     def instances(self) -> bool:
         """Whether the objects are of another label volume."""
         reason = self._newer("instances", "segment") or self._labels_reason()
         return self._told("instances", reason)
 
     def _labels_reason(self) -> str:
+        supervised = self.run.config.supervised
+        if supervised.model is not None:
+            return self._newer("segment", "train_supervised", "pick")
         earlier = ["train_segmenter"]
         if self.run.config.segmenter.weights is None:  # else labels do not come from picks
             earlier += ["pick", "cluster"]

@@ -23,6 +23,9 @@ CLUSTERS = {
     "split_half_random_f1": "random", "best_fifth_of_clusters_f1": "best fifth",
     "best_fifth_random_f1": "random fifth",
 }  # fmt: skip
+CLASSES = {
+    "truth": "truth", "found": "found", "precision": "precision", "recall": "recall", "f1": "F1",
+}  # fmt: skip
 LABELS = {
     "truth": "truth", "found": "found", "iou": "IoU", "random_iou": "random", "dice": "Dice",
     "random_dice": "random",
@@ -66,6 +69,10 @@ def as_text(scores: Mapping[str, Any]) -> str:
     for what, title in (("selection", "picks of selected classes"), ("instances", "instances")):
         if scores.get(what):
             lines += ["", title, *table(NAMED, scores[what]), *_partners(unmatched(scores[what]))]
+    if "classes" in scores:
+        classes = scores["classes"]
+        lines += ["", "classes of the picks", *table(WHOLE, object_accuracy(classes))]
+        lines += table(CLASSES, classes["by_class"])
     if "segmentation" in scores:
         lines += ["", *_segmentation(scores["segmentation"])]
     if scores.get("structures"):
@@ -111,6 +118,12 @@ def whole_volume(labels: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         for key, title in titles.items()
         if key != "mean_iou_by_sample" or labels["samples"] > 1  # of one tomogram it is the mean IoU
     }
+
+
+def object_accuracy(classes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return how many matched picks got the right class, beside chance, as rows of a table."""
+    right, by_chance = classes["object_accuracy"], classes["random_object_accuracy"]
+    return {f"right, of {classes['matched']} matched": {"value": right, "random": by_chance}}
 
 
 def _segmentation(labels: Mapping[str, Any]) -> list[str]:

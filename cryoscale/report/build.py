@@ -113,14 +113,23 @@ def write_report(run: Run, stages: Sequence[StageName] = (), options: ReportOpti
     folder.delete(MADE)  # a report that is killed half-way is made anew
     groups = _write_clusters(b)
     pages = _write_tomograms(b, groups)
-    models = make_models(run, b.images.save)
+    models = make_models(run, b.images.save, supervised=config.supervised.model)
     b.images.prune("training")
     b.write("training.html", "training", models=models)
     shown = [name for name in summary.tomograms if name in pages]
     thumbs = [name for name in shown if folder.exists(f"images/{pages[name][:-5]}/thumb.png")]
-    b.write("index.html", "index", pages=pages, shown=shown, thumbs=thumbs, most=options.most_tomograms)
+    b.write(
+        "index.html", "index", pages=pages, shown=shown, thumbs=thumbs, most=options.most_tomograms,
+        discoveries=_discoveries(run),
+    )  # fmt: skip
     folder.write_json(MADE, b.made)
     return folder.path("index.html")
+
+
+def _discoveries(run: Run) -> list[str]:
+    """List the folders in which `cryoscale discover` left a page."""
+    found = run.folder.child("discovery")
+    return [name for name in found.names() if found.exists(f"{name}/index.html")]
 
 
 def _check_names(options: ReportOptions, summary: Summary) -> None:

@@ -126,7 +126,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Summary:
-    """The run as a whole, for the first page."""
+    """The run as a whole, for the first page.
+
+    `supervised` names the network that was trained on what is known, empty for runs by way of clusters;
+    `knows_truth` says that the run is simulated.
+    """
 
     place: str
     stages: list[StageSummary]
@@ -138,6 +142,8 @@ class Summary:
     disk: list[tuple[str, int]]
     choice: Choice
     next_steps: list[NextStep]
+    supervised: str = ""
+    knows_truth: bool = False
 
     def state(self, stage: str, tomogram: str) -> str:
         """State of a stage of a tomogram, "planned" when nothing was begun."""
@@ -178,6 +184,8 @@ def summarise(run: Run, config: RunConfig, stages: Sequence[StageName]) -> Summa
         disk_used(run),
         choice,
         [],
+        config.supervised.model or "",
+        config.simulate is not None,
     )
     return replace(summary, next_steps=next_steps(summary))
 
@@ -213,12 +221,36 @@ def settings_of(config: RunConfig) -> dict[str, list[Setting]]:
         section = getattr(config, name)
         if not isinstance(section, Section):
             continue
-        values, defaults = section.model_dump(mode="json"), type(section)().model_dump(mode="json")
+        values, defaults = _rows_of(section), _rows_of(type(section)())
         tables[name] = [
-            Setting(key, _plain(value), _plain(defaults[key]), value != defaults[key])
+            Setting(key, _plain(value), _plain(defaults.get(key)), value != defaults.get(key))
             for key, value in values.items()
         ]
     return tables
+
+
+def _rows_of(section: Section) -> dict[str, Any]:
+    """Return the values of a table; those of tables within it under dotted keys."""
+    rows: dict[str, Any] = {}
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                add(f"{prefix}.{key}" if prefix else key, inner)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            rows[prefix] = [_in_a_word(entry) for entry in value]
+        else:
+            rows[prefix] = value
+
+    add("", section.model_dump(mode="json"))
+    return rows
+
+
+def _in_a_word(entry: dict[str, Any]) -> str:
+    """Name one of a list of tables: a density and its copies, a variant."""
+    name = str(entry.get("name") or entry.get("density") or "unnamed")
+    copies = entry.get("copies")
+    return f"{name} ({copies})" if copies else name
 
 
 def _plain(value: Any) -> str:
@@ -325,9 +357,11 @@ def next_steps(summary: Summary) -> list[NextStep]:
         steps.append(NextStep(begun, f"cryoscale run {place}"))
     if not steps:
         steps.append(NextStep("All stages are done: look at the tomograms below.", "", "#tomograms"))
-        steps.append(
-            NextStep(
-                "Score picks against known positions.", f"cryoscale evaluate {place} --truth positions.csv"
+        if summary.knows_truth:
+            steps.append(
+                NextStep("Score it against what the simulation knows.", f"cryoscale evaluate {place}")
             )
-        )
+        else:
+            words = "Score picks against known positions."
+            steps.append(NextStep(words, f"cryoscale evaluate {place} --truth positions.csv"))
     return steps

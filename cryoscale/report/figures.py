@@ -25,6 +25,11 @@ STYLE = {
     "text.usetex": False, "axes.unicode_minus": False, "image.interpolation": "nearest",
 }  # fmt: skip
 TRAIN, VALIDATION, ACCENT, QUIET = "#0072b2", "#d55e00", "#009e73", "#8a8a8a"  # Okabe and Ito 2008
+CURVES = 4  # side by side
+CURVE_NAMES = {
+    "cls_loss": "class: loss", "cls_accuracy": "class: accuracy", "seg_loss": "mask: loss",
+    "seg_accuracy": "mask: accuracy", "seg_iou": "mask: mIoU", "rec_error": "density: squared error",
+}  # fmt: skip
 LOW, HIGH = 0.5, 99.5  # percentiles of a slice that become black and white
 
 
@@ -296,8 +301,12 @@ def training_curves(
     names = tuple(key.removeprefix("train_") for key in history if key.startswith("train_"))
     names = tuple(name for name in names if f"validation_{name}" in history)
     with house_style():
-        figure = _figure(4.1 * max(1, len(names)) + 0.2, 3.1)
-        grid = figure.subplots(1, max(1, len(names)), squeeze=False)[0]
+        columns = min(CURVES, max(1, len(names)))
+        rows = -(-max(1, len(names)) // columns)
+        figure = _figure(4.1 * columns + 0.2, 3.1 * rows)
+        grid = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in grid[max(1, len(names)) :]:
+            axes.set_visible(False)
         for axes, name in zip(grid, names, strict=False):
             mark = "o" if len(history["epoch"]) < 40 else None
             axes.plot(
@@ -311,7 +320,7 @@ def training_curves(
                 axes.axvline(
                     best_epoch, color=ACCENT, linewidth=1, linestyle=":", label=f"best: {best_epoch}"
                 )
-            axes.set(title=name, xlabel="epoch")
+            axes.set(title=CURVE_NAMES.get(name, name), xlabel="epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(color="#ddd", linewidth=0.5)
         grid[0].legend(frameon=False, fontsize=8)

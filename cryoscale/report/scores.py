@@ -10,6 +10,7 @@ from typing import Any
 from cryoscale import __version__
 from cryoscale.data.folder import Folder
 from cryoscale.evaluate.tables import (
+    CLASSES,
     CLUSTERS,
     LABELS,
     MEMBRANE,
@@ -19,6 +20,7 @@ from cryoscale.evaluate.tables import (
     WHOLE,
     as_csv,
     cell,
+    object_accuracy,
     whole_volume,
 )
 from cryoscale.report import score_figures as draw
@@ -26,6 +28,7 @@ from cryoscale.report.html import environment, render
 
 PLOTS = (
     "precision-recall.png", "selection.png", "clusters.png", "membranes.png", "dice.png", "labels.png",
+    "classes.png",
     "fsc.png",
 )  # fmt: skip
 PARTITION = {"value": "value", "random": "random", "random_sd": "sd of random"}
@@ -133,6 +136,15 @@ def _plots(scores: Mapping[str, Any]) -> list[tuple[Picture, Callable[[], Any]]]
                 lambda: draw.contact_odds(clusters["membrane"]),
             )
         )
+    classes = scores.get("classes")
+    if classes:
+        going = "What the network took the picks of each true class for; first those of no particle."
+        plots.append(
+            (
+                Picture("classes.png", "Classes of picks", going),
+                lambda: draw.label_confusion(classes["confusion"]),
+            )
+        )
     labels = scores.get("segmentation")
     if labels:
         plots += [
@@ -175,6 +187,10 @@ def _tables(scores: Mapping[str, Any]) -> list[TableOf]:
     for key, words in (("selection", "Picks of selected classes"), ("instances", "Instances")):
         if scores.get(key):
             tables.append(TableOf.of(words, NAMED, scores[key]))
+    if "classes" in scores:
+        classes = scores["classes"]
+        tables.append(TableOf.of("Classes of the picks", WHOLE, object_accuracy(classes)))
+        tables.append(TableOf.of("Classes of the picks, by class", CLASSES, classes["by_class"]))
     if "segmentation" in scores:
         labels = scores["segmentation"]
         tables.append(TableOf.of("Label volume", WHOLE, whole_volume(labels)))

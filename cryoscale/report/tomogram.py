@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cryoscale.config import RunConfig
+from cryoscale.data.classes import Classes, read_classes
+from cryoscale.data.clusters import PALETTE
 from cryoscale.data.rows import Picks, read_assignments, read_picks
 from cryoscale.data.run import Run
 from cryoscale.data.tables import Table, read_table
@@ -52,6 +54,16 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
+class PickRow:
+    """Picks that a network gave one class."""
+
+    name: str
+    color: str
+    picks: int
+    median_probability: float | None
+
+
+@dataclass(frozen=True)
 class TomogramPage:
     """Everything on the page of a tomogram."""
 
@@ -60,6 +72,7 @@ class TomogramPage:
     classes: list[ClassRow]
     pictures: list[Picture]
     problems: list[str]
+    classified: list[PickRow] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,7 @@ class TomogramArtifacts:
     instances: Table | None
     threshold: float | None
     candidates: int | None
+    classes: Classes | None = None
 
     @property
     def facts(self) -> TomogramFacts:
@@ -95,8 +109,14 @@ def open_artifacts(
     usable = labels if matches(tomogram.facts, labels) else None
     return TomogramArtifacts(
         tomogram, picks, ids, usable, instances if usable else None, pick_value.get("threshold"),
-        pick_value.get("candidates"),
+        pick_value.get("candidates"), _classes_of(run, name, picks),
     )  # fmt: skip
+
+
+def _classes_of(run: Run, name: str, picks: Picks | None) -> Classes | None:
+    """Read what a network says the picks are; None where there is nothing, or it is of other picks."""
+    found = _or_none(lambda: read_classes(run.classes, name))
+    return found if found is not None and picks is not None and len(found) == len(picks) else None
 
 
 def _or_none(read: Callable[[], T]) -> T | None:
@@ -170,7 +190,7 @@ def make_page(
     except CryoscaleError as error:
         problems.append(str(error))
     facts = _facts(artifacts, pick_radius_nm(config, artifacts.facts))
-    return TomogramPage(name, facts, _classes(artifacts), album.pictures, problems)
+    return TomogramPage(name, facts, _classes(artifacts), album.pictures, problems, _pick_rows(artifacts))
 
 
 def _draw(artifacts: TomogramArtifacts, config: RunConfig, groups: Groups | None, album: Album) -> None:
@@ -206,12 +226,41 @@ def _draw(artifacts: TomogramArtifacts, config: RunConfig, groups: Groups | None
                 f"Picks by {groups.what}.",
                 legend,
             )
+        if artifacts.classes is not None:
+            markers, legend = _classified(artifacts.classes, positions, radius)
+            figure = figures.ortho_figure(views, markers=markers)
+            words = "Picks by the class that the network gives them."
+            album.add("classes", figure, "Central slices with picks coloured by class", words, legend)
     colors, label_legend = _label_colors(artifacts)
     if colors is not None:
         figure = figures.ortho_figure(views, label_colors=colors)
         name = config.segment.labels
         album.add("labels", figure, "Central slices with labels", f"Label volume “{name}”.", label_legend)
     _draw_rest(artifacts, slicer, markers, colors, label_legend or legend, album)
+
+
+def _classified(
+    classes: Classes, positions_N3: npt.NDArray[np.float64], radius: float
+) -> tuple[Markers, tuple[tuple[str, str], ...]]:
+    """Return circles in the colours of the classes of picks, and their legend."""
+    rgb_K3 = np.array([PALETTE[k % len(PALETTE)] for k in range(len(classes.names))], np.float64) / 255
+    counts = np.bincount(classes.ids_N, minlength=len(classes.names))
+    legend = tuple(
+        (f"{name} ({count})", hex_color(PALETTE[k % len(PALETTE)]))
+        for k, (name, count) in enumerate(zip(classes.names, counts, strict=True))
+    )
+    return Markers(positions_N3, radius, rgb_K3[classes.ids_N]), legend
+
+
+def _pick_rows(artifacts: TomogramArtifacts) -> list[PickRow]:
+    if artifacts.classes is None:
+        return []
+    found, rows = artifacts.classes, []
+    for k, name in enumerate(found.names):
+        sure = found.probability_N[found.ids_N == k]
+        middle = float(np.median(sure)) if len(sure) else None
+        rows.append(PickRow(name, hex_color(PALETTE[k % len(PALETTE)]), len(sure), middle))
+    return rows
 
 
 def _draw_rest(

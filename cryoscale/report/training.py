@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cryoscale.data.run import Run
@@ -23,7 +23,7 @@ LIST_SHOWN = 8  # entries of a list or table on a card
 
 @dataclass(frozen=True)
 class ModelSection:
-    """One model on the page; `state` is "trained", "training" or "missing"."""
+    """One model on the page; `state` is "trained", "training" or "missing"; `title` is what people read."""
 
     name: str
     state: str
@@ -35,6 +35,8 @@ class ModelSection:
     stopped: str = ""
     imported: str = ""
     dead_share: float | None = None
+    title: str = ""
+    scores: tuple[tuple[str, str], ...] = ()
 
     @property
     def many_dead(self) -> bool:
@@ -42,9 +44,29 @@ class ModelSection:
         return self.dead_share is not None and self.dead_share >= DEAD_WARNING
 
 
-def make_models(run: Run, save: Callable[[str, bytes], None]) -> list[ModelSection]:
-    """Draw the curves of the run's models; `save` takes the name of a picture and its bytes."""
-    return [_model(run, name, save) for name in MODELS]
+TESTED = {
+    "test_boxes": "test boxes", "test_object_accuracy": "object accuracy",
+    "test_pixel_accuracy": "pixel accuracy", "test_miou": "mIoU by sample",
+    "test_miou_pooled": "mIoU", "test_recovery_error": "recovery error",
+}  # fmt: skip
+"""What a training on subtomograms measured on those that it kept for the end, by its name on the card."""
+
+
+def make_models(
+    run: Run, save: Callable[[str, bytes], None], *, supervised: str | None = None
+) -> list[ModelSection]:
+    """Draw the curves of the run's models.
+
+    Parameters
+    ----------
+    save : callable
+        Takes the name of a picture and its bytes.
+    supervised : str, optional
+        The network of a run without clusters: it has no encoder.
+    """
+    if supervised is None:
+        return [_model(run, name, save) for name in MODELS]
+    return [replace(_model(run, "segmenter", save), title=supervised)]
 
 
 def _model(run: Run, name: str, save: Callable[[str, bytes], None]) -> ModelSection:
@@ -70,8 +92,17 @@ def _model(run: Run, name: str, save: Callable[[str, bytes], None]) -> ModelSect
     return ModelSection(
         name, "trained", problem, tuple(flat_card(card)), picture, epochs, best,
         STOPPED.get(stopped, stopped), str(card.get("imported_from", "")),
-        card.get("metrics", {}).get("dead_code_share"),
+        card.get("metrics", {}).get("dead_code_share"), "", tuple(_tested(card.get("metrics", {}))),
     )  # fmt: skip
+
+
+def _tested(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the scores on boxes that the training kept for the end, in the order of the papers' tables."""
+    return [
+        (words, f"{metrics[key]:.4g}")
+        for key, words in TESTED.items()
+        if isinstance(metrics.get(key), (int, float))
+    ]
 
 
 def _curves(

@@ -108,6 +108,19 @@ def test_curves_show_what_has_train_and_validation():
     assert len(figure.axes) == 1
 
 
+def test_curves_of_many_heads_are_laid_out_in_rows():
+    parts = ("loss", "cls_loss", "cls_accuracy", "seg_loss", "seg_accuracy", "rec_error")
+    history = {f"{part}_{name}": np.ones(3) for name in parts for part in ("train", "validation")}
+    figure, names = training_curves({"epoch": np.arange(1, 4), **history}, 2)
+    assert names == parts
+    shown = [axes.get_title() for axes in figure.axes if axes.get_visible()]
+    assert shown[:3] == ["loss", "class: loss", "class: accuracy"]
+    assert len(shown) == 6
+    width, height = figure.get_size_inches()
+    assert width < 17
+    assert height > 6
+
+
 def test_strips_hold_all_slices_on_one_scale_with_y_upwards():
     volume = np.arange(4 * 8 * 8, dtype=np.float32).reshape(4, 8, 8)
     tiles = slices_of(volume)

@@ -9,15 +9,27 @@ import numpy as np
 import pytest
 
 from cryoscale.cli import run_command
+from cryoscale.config.sections import SupervisedConfig
+from cryoscale.data.classes import write_classes
 from cryoscale.data.clusters import SELECTION
 from cryoscale.data.ledger import UnitLedger
 from cryoscale.errors import ConfigurationError, StateError
 from cryoscale.report.build import ReportOptions, write_report
-from cryoscale.report.collect import read_choice, summarise
+from cryoscale.report.collect import StageName, read_choice, summarise
 from cryoscale.report.html import page_names
 from cryoscale.report.selection import accept_suggestion, write_template
+from cryoscale.simulate.recipes import recipe
 from tests.report import synthetic
-from tests.report.synthetic import NASTY, STAGES, add_clusters, add_picks, add_tomogram, new_run, whole_run
+from tests.report.synthetic import (
+    NASTY,
+    STAGES,
+    add_clusters,
+    add_labels,
+    add_picks,
+    add_tomogram,
+    new_run,
+    whole_run,
+)
 
 VOID = {"meta", "link", "img", "br", "input"}
 
@@ -278,3 +290,84 @@ def test_the_commands_say_where_to_look(tmp_path, capsys):
     index = capsys.readouterr().out.strip()
     assert len(check_pages(index)) == 4
     assert "begun" in check_pages(index)["index.html"].text  # all stages of the pipeline are listed
+
+
+# -- supervised runs ---------------------------------------------------------------------------------------
+
+
+def supervised_run(place):
+    """A run that was trained on what is known: no encoder, no clusters; each pick has a class."""
+    import torch
+
+    asked = SupervisedConfig(model="dsm-net", truth="subtomograms", subtomograms="/data/boxes.csv")
+    run = new_run(place, ["one"], supervised=asked)
+    add_tomogram(run, "one")
+    add_picks(run, "one", 6)
+    add_labels(run, "one")
+    parts = ("loss", "cls_loss", "cls_accuracy", "seg_loss", "seg_accuracy", "rec_error")
+    falling = np.linspace(1, 0, 4)
+    history = {f"{part}_{name}": falling for name in parts for part in ("train", "validation")}
+    card = {
+        "architecture": {"name": "dsm-net"}, "training": {"best_epoch": 3, "stopped": "epochs"},
+        "particles": {"names": ["rib<o>some", "none"]},
+        "metrics": {"test_boxes": 40, "test_object_accuracy": 0.9375, "test_miou": 0.89},
+    }  # fmt: skip
+    history = {"epoch": np.arange(1, 5), "improved": np.ones(4, bool), **history}
+    run.model("segmenter").save({"w": torch.zeros(2)}, card, history)
+    shares = np.array([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3], [0.2, 0.8], [0.1, 0.9], [0.4, 0.6]], np.float32)
+    write_classes(run.classes, "one", ["rib<o>some", "none"], shares)
+    return run
+
+
+def test_supervised_runs_have_pages_without_clusters(tmp_path):
+    run = supervised_run(tmp_path / "run")
+    pages = check_pages(write_report(run, [StageName("pick", False), StageName("train_supervised", True)]))
+    for name, page in pages.items():
+        if name != "clusters.html":
+            assert "clusters.html" not in " ".join(page.links), name
+    training = pages["training.html"].text
+    assert "dsm-net" in training
+    assert "Encoder" not in training
+    assert "Not trained yet" not in training
+    assert "0.9375" in training
+    assert "cls_accuracy 0" in training
+    tomogram = pages["tomograms/one.html"].text
+    assert "Classes of picks" in tomogram
+    assert "rib<o>some (3)" in tomogram, "the legend of the picture, as text"
+    rows = " ".join(tomogram.split())
+    assert "rib<o>some30.70" in rows
+    assert "none30.80" in rows
+    assert (tmp_path / "run/reports/images/tomograms/one/classes.png").stat().st_size > 1000
+
+
+def test_the_first_page_leads_to_discoveries(tmp_path):
+    run = new_run(tmp_path / "run", ["one"])
+    assert "Discoveries" not in check_pages(write_report(run, STAGES))["index.html"].text
+    run.folder.write_bytes("discovery/ribo some/index.html", b"<p>")
+    page = check_pages(write_report(run, STAGES))["index.html"]
+    assert "../discovery/ribo%20some/index.html" in page.links
+
+
+def test_classes_of_other_picks_are_not_shown(tmp_path):
+    run = supervised_run(tmp_path / "run")
+    add_picks(run, "one", 9)
+    pages = check_pages(write_report(run, STAGES))
+    assert "Classes of picks" not in pages["tomograms/one.html"].text
+
+
+def test_simulated_runs_are_scored_by_their_own_truth_and_their_settings_are_lines(tmp_path):
+    simulate = recipe("dsm-net-a", seed=1)
+    run = new_run(tmp_path / "run", ["one"], simulate=simulate)
+    summary = summarise(run, run.config, [])
+    rows = {row.key: row for row in summary.settings["simulate"]}
+    assert rows["scene.voxel_size_angstrom"].value == "10"
+    assert rows["variants"].value == "dsm (10000)"
+    assert rows["scene.particles"].value.startswith("1bxn (708), ")
+    assert rows["scene.particles"].changed
+    assert rows["subtomograms.count"].value == "3205"
+    assert not any("{" in row.value for row in rows.values())
+    for name in ("pick", "segment"):
+        for source in run.config.inputs:
+            synthetic.seal(run, name, source.name)
+    done = summarise(run, run.config, [StageName("pick", False), StageName("segment", False)])
+    assert [step.command for step in done.next_steps][-1] == f"cryoscale evaluate {run.folder.url}"

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cryoscale.evaluate.classified import Classified
 from cryoscale.evaluate.evidence import Settings
 from cryoscale.evaluate.run import evaluate_run
 from cryoscale.evaluate.tables import as_csv, as_text, cell
@@ -38,14 +39,28 @@ def folder(report, tmp_path_factory) -> Path:
 
 
 def test_all_files_are_there(folder, report) -> None:
-    assert {path.name for path in folder.iterdir()} == OURS | set(PLOTS)
+    drawn = set(PLOTS) - {"classes.png"}  # of supervised runs: see below
+    assert {path.name for path in folder.iterdir()} == OURS | drawn
     assert json.loads((folder / "scores.json").read_text()) == report
-    for name in PLOTS:
+    for name in drawn:
         data = (folder / name).read_bytes()
         assert data[:8] == b"\x89PNG\r\n\x1a\n"
         width, height = struct.unpack(">II", data[16:24])
         assert 250 < width < 2000, name
         assert 150 < height < 2000, name
+
+
+def test_classes_of_picks_have_a_table_and_a_picture(report, tmp_path) -> None:
+    scores = copy.deepcopy(report)
+    found, true = np.array(["<a>", "b", "b", "b"]), np.array(["<a>", "b", "<a>", "nothing"])
+    scores["pooled"]["classes"] = Classified(found, true, ("<a>", "b"), "nothing").scores()
+    write_scores(scores, str(tmp_path))
+    assert (tmp_path / "classes.png").stat().st_size > 1000
+    page = (tmp_path / "index.html").read_text()
+    assert "<a>" not in page
+    assert "right, of 3 matched" in page
+    write_scores(report, str(tmp_path))
+    assert not (tmp_path / "classes.png").exists()
 
 
 def test_page_is_whole_and_escaped(folder) -> None:
