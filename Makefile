@@ -5,10 +5,10 @@ BIN := .venv/bin
 STAMP := .venv/installed.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench bench-weak check lint types imports format clean
+.PHONY: help install demo test test-slow bench bench-weak bench-dsm-net bench-annotation check lint types imports format clean
 
 help: ## say what can be made
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F'\t' '{printf "make %-14s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## make .venv and install the pinned packages into it
 
@@ -39,6 +39,16 @@ bench: $(STAMP) ## kernels, store and stages beside peers, with a dated report; 
 
 bench-weak: $(STAMP) ## what the weak pipeline achieves on simulated cells; SIZE=full wants a GPU
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.weak_pipeline build/weak-pipeline --size $(SIZE)
+
+DSM_SIZE = $(or $(filter tiny reduced full,$(SIZE)),$(if $(filter cuda%,$(DEVICE)),full,reduced))
+bench-dsm-net: $(STAMP) ## the tables of SSN3D-ED and DSM-Net; DEVICE=cuda SIZE=full DENSITIES=folder on a GPU
+	$(BIN)/python -m benchmarks.dsm_net all --size $(DSM_SIZE) --device $(DEVICE) --out build/dsm-net \
+		$(if $(DENSITIES),--densities '$(DENSITIES)',)
+
+ANNOTATED ?= benchmarks/reports/$(shell date +%F)-annotation-2d-$(SIZE).md
+bench-annotation: $(STAMP) ## 2D networks beside 3D ones on drawn labels; MASKS=folder for two real crops
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.annotation_2d build/annotation-2d-$(SIZE) --size $(SIZE) \
+		$(if $(MASKS),--masks $(MASKS)) --to $(ANNOTATED)
 
 check: lint types imports ## lint, format, types, and who may import whom
 

@@ -1,0 +1,105 @@
+"""The measurement of 2D annotation: its scores are right, and it runs, goes on, and reports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from benchmarks.annotation_2d import __main__ as bench
+from benchmarks.annotation_2d import cells, crops
+from benchmarks.annotation_2d.scores import UNKNOWN, by_class, confusion, matched, tolerant_f1
+from benchmarks.annotation_2d.sizes import SIZES
+from benchmarks.annotation_2d.tables import sections
+
+
+def labels(seed: int, classes: int = 4) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, classes, (6, 20, 20)).astype(np.uint8)
+
+
+def test_f1_is_that_of_scikit_learn_without_what_nobody_knows() -> None:
+    found, truth = labels(0), labels(1)
+    truth[:2] = UNKNOWN
+    scores = by_class(confusion(found, truth, 4), ("noise", "a", "b", "c"))
+    known = truth != UNKNOWN
+    expected = f1_score(truth[known], found[known], average=None)
+    assert list(scores["f1"].values()) == pytest.approx(expected.tolist())
+    assert scores["mean_f1"] == pytest.approx(expected[1:].mean())
+    assert scores["accuracy"] == pytest.approx((found == truth)[known].mean())
+
+
+def test_a_class_that_is_not_there_does_not_count_in_the_mean() -> None:
+    found, truth = labels(0, 3), labels(1, 3)
+    three, four = (by_class(confusion(found, truth, n), ("noise", "a", "b", "c")[:n]) for n in (3, 4))
+    assert three["mean_f1"] == pytest.approx(four["mean_f1"])
+
+
+def test_clusters_take_the_class_that_they_fit_best() -> None:
+    truth = labels(2)
+    found = np.array([0, 2, 3, 1], np.uint8)[truth]
+    assert np.array_equal(matched(found, truth, 4, 4)[found], truth)
+
+
+def test_a_tolerance_forgives_a_shift() -> None:
+    truth = np.zeros((1, 30, 30), np.uint8)
+    truth[0, 10:13, 5:25] = 1
+    shifted = np.roll(truth, 3, axis=1) > 0
+    assert by_class(confusion(shifted.astype(np.uint8), truth, 2), ("no", "yes"))["f1"]["yes"] == 0
+    assert tolerant_f1(shifted, truth, 3.0) == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
+    assert tolerant_f1(shifted, truth, 2.0)["f1"] == pytest.approx(2 / 3)
+    assert tolerant_f1(np.zeros_like(shifted), truth, 2.0)["f1"] == 0
+
+
+def test_padding_is_unknown() -> None:
+    volume = np.random.default_rng(0).integers(1, 200, (8, 10, 10)).astype(np.uint8)
+    volume[5:] = 0
+    mask = np.zeros_like(volume)
+    mask[3, 2, 2] = mask[6, 2, 2] = 1
+    density, drawn = crops.prepared(volume, mask)
+    assert (drawn[5:] == UNKNOWN).all()
+    assert drawn[3, 2, 2] == 1
+    assert (density[5:] == np.median(volume[:5])).all()
+
+
+def write_masks(folder: Path) -> Path:
+    """Write two crops with a dark rod each, as volumes and masks."""
+    from skimage.io import imsave
+
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, place in (("one", 12), ("two", 22)):
+        mask = np.zeros((32, 32, 32), np.uint8)
+        mask[:, place : place + 6, 10:16] = 1
+        volume = (120 + 20 * rng.normal(size=mask.shape) - 60 * mask).clip(1, 255).astype(np.uint8)
+        imsave(folder / f"{name}.tif", volume, check_contrast=False)
+        imsave(folder / f"{name}_mask.tif", mask, check_contrast=False)
+    return folder
+
+
+def test_it_measures_every_row_once_and_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("skimage")
+    masks = write_masks(tmp_path / "masks")
+    words = [str(tmp_path / "out"), "--size", "tiny", "--masks", str(masks)]
+    bench.main(words)
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    size = SIZES["tiny"]
+    assert len(found["rows"]) == len(size.cells) + len(cells.WEAK) + 2 * len(size.crops)
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert all(part in text for part in sections(found["rows"], "tiny"))
+    for picture in ("cells.png", "crops.png"):
+        assert f"(report/{picture})" in text
+        assert (tmp_path / "out" / "report" / picture).exists()
+
+    def fail(*_: object) -> None:
+        raise AssertionError("measured again")
+
+    for name in ("_supervised", "_weak", "_crop"):
+        monkeypatch.setattr(bench, name, fail)
+    bench.main(words)
+    found["rows"] = [row for row in found["rows"] if row["row"] != "edss3d"]
+    (tmp_path / "out" / "results.json").write_text(json.dumps(found))
+    with pytest.raises(AssertionError, match="measured again"):
+        bench.main(words)
