@@ -107,7 +107,7 @@ def test_stages_and_fits_that_are_named_exist() -> None:
 def test_commands_page_has_every_verb_and_option() -> None:
     text = (ROOT / "docs" / "commands.md").read_text()
     sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", text, flags=re.M | re.S))
-    by_stage = ("ingest", "pick", "train", "encode", "cluster", "segment")
+    by_stage = ("ingest", "pick", "encode", "cluster", "segment")
     for verb in VERBS:
         section = sections["Single stages" if verb in by_stage else verb]
         for option in command(verb).params:
