@@ -193,7 +193,7 @@ def train(
 
 
 def _drop_together(checkpoint: ModelCheckpoint, group: Group | None) -> None:
-    """Remove a checkpoint that all processes of a group refused: each has looked before the first removes it."""
+    """Remove a checkpoint that all processes refused; each has looked before the first removes it."""
     if group is not None:
         group.barrier()
     if group is None or group.rank == 0:
