@@ -155,8 +155,12 @@ CASES = [
 ]
 
 
+def named(case):
+    return case.__name__ if callable(case) else str(case)[:60]
+
+
 @pytest.mark.parametrize("sides", SIDES)
-@pytest.mark.parametrize(("architecture", "reference"), CASES, ids=lambda case: str(case)[:60])
+@pytest.mark.parametrize(("architecture", "reference"), CASES, ids=named)
 def test_a_network_is_its_drawing(architecture, reference, sides):
     if "box" in architecture:
         architecture = architecture | {"box": list(sides)}
