@@ -80,6 +80,12 @@ class RunConfig(Section):
             )
         if asked.weights is not None:
             return self
+        known = {source.name for source in self.inputs}
+        if unknown := [name for name in asked.tomograms if known and name not in known]:
+            raise ValueError(
+                f"supervised.tomograms names '{unknown[0]}', which the run does not have; "
+                f"it has {', '.join(sorted(known)[:20])}"
+            )
         own = self.simulate is not None
         if asked.truth == "labels" and asked.labels == "truth" and not own:
             raise ValueError(

@@ -217,6 +217,18 @@ class SupervisedConfig(Section):
             )
         return self
 
+    @field_validator("classes")
+    @classmethod
+    def _are_names(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(classes) > 254 or len(set(classes)) < len(classes) or not all(map(str.strip, classes)):
+            raise ValueError("at most 254 names, each of them once, none of them empty")
+        return classes
+
+    @property
+    def normalises_batches(self) -> bool:
+        """Whether a training takes statistics of batches: each of several workers has its own."""
+        return self.model in ("unet2d", "unet3d") if self.batch_norm is None else self.batch_norm
+
     @property
     def drawn(self) -> str | None:
         """Where drawn label volumes are that the run takes in, if any; `{tomogram}` stands for the name."""
@@ -255,6 +267,8 @@ class SegmentConfig(Section):
     def _is_a_name(cls, labels: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", labels):
             raise ValueError("a name of letters, digits, '.', '_' and '-' that begins with a letter or digit")
+        if labels in ("annotation", "truth"):
+            raise ValueError("'annotation' is what was drawn and 'truth' what is known; take another name")
         return labels
 
 

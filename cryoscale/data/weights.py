@@ -24,12 +24,34 @@ CHECKPOINT = "checkpoint.safetensors"
 PROGRESS = "progress.json"
 
 
+_SAID = ("architecture", "classes", "particles", "patch", "slices", "preprocessing", "voxel_size_angstrom")
+"""What applying a segmenter takes from its card, beside the weights."""
+
+
 def identity_of(card: Mapping[str, Any]) -> str:
-    """Name what a model computes: the hash of its weights and, if it adds invariants, of these too."""
-    weights, added = str(card["weights_sha256"]), card.get("invariants")
-    if not added:
-        return weights
-    return hashlib.sha256((weights + json.dumps(added, sort_keys=True)).encode()).hexdigest()
+    """Name what a model computes, and what its outputs mean.
+
+    Of an encoder it is the hash of its weights and, if it adds invariants, of these too; of others that of
+    the weights and of all that is read from the card when they are applied: with other names for its classes
+    a network makes another label volume.
+
+    Raises
+    ------
+    StateError
+        The card does not say which weights it is of.
+    """
+    weights, added = card.get("weights_sha256"), card.get("invariants")
+    if not isinstance(weights, str):
+        raise StateError(
+            "a model card does not name its weights (weights_sha256 is missing): it is none of cryoscale's.",
+            remedy="Give the folder of a model that a run has trained.",
+        )
+    if card.get("architecture", {}).get("name") == "autoencoder3d":
+        if not added:
+            return weights
+        return hashlib.sha256((weights + json.dumps(added, sort_keys=True)).encode()).hexdigest()
+    said = {key: card[key] for key in _SAID if key in card}
+    return hashlib.sha256((weights + json.dumps(said, sort_keys=True)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,8 @@ def usual_kinds(run: Run) -> list[str]:
     """List the kinds that a run makes, by its configuration."""
     config = run.config
     rest = {
+        "instances": config.supervised.model is None
+        or (config.supervised.segments and config.segment.volumes != "features"),
         "classes": config.supervised.classifies,
         "probabilities": config.segment.probabilities,
         "densities": config.segment.densities,

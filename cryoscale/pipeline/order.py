@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cryoscale.config import RunConfig
+from cryoscale.config.sections import IN_SLICES
 from cryoscale.config.simulate import SimulateConfig
 from cryoscale.data.folder import Folder
 from cryoscale.data.run import Run
 from cryoscale.errors import ConfigurationError
+from cryoscale.formats.labels import labels_stamp
 from cryoscale.stages.annotate import AnnotateStage
 from cryoscale.stages.apply import ApplyStage
 from cryoscale.stages.assign import AssignStage
@@ -99,7 +101,8 @@ class Step:
 
 
 _HOW_NOT_WHAT = {"threads", "weights"}  # keys that do not change what a fit is; weights enter by their hash
-_FROM_OUTSIDE = {"workers", "labels", "tomograms", "subtomograms"}  # files enter by what they hold
+_FROM_OUTSIDE = {"labels", "tomograms", "subtomograms"}  # files enter by what they hold
+_OF_SLICES = {"axis", "tile_voxels", "neighbours"}  # keys of [supervised] that networks on boxes do not know
 _SUPERVISED_ONLY = {"volumes", "probabilities", "densities"}  # keys of [segment] that clusters do not know
 
 
@@ -252,7 +255,6 @@ def _labelling_steps(config: RunConfig, segmenter: Any) -> list[Step]:
 def _supervised_steps(config: RunConfig) -> list[Step]:
     """List the steps from picks to what a supervised network says: no clusters, and nobody has to choose."""
     asked, patch = config.supervised, config.patch
-    wanted = asked.model_dump(mode="json", exclude={*_HOW_NOT_WHAT, *_FROM_OUTSIDE})
     steps: list[Step] = []
     after: tuple[str, ...] = ()
     outside: list[str | None] = [asked.weights]
@@ -261,24 +263,20 @@ def _supervised_steps(config: RunConfig) -> list[Step]:
     elif asked.drawn is not None:
         steps.append(
             Step(
-                AnnotateStage(), ("ingest",), lambda c: [c.supervised.classes],
+                AnnotateStage(), ("ingest",), lambda c: [c.supervised.classes, c.supervised.tomograms],
                 outside=lambda c: [c.supervised.drawn],
             )
         )  # fmt: skip
-        after = ("pick", "annotate")
-        # Corrected labels are a new training, as another selection of clusters is.
-        drawn = asked.drawn
-        outside = [drawn.replace("{tomogram}", name) for name in asked.tomograms] or [drawn]
+        after, outside = ("pick", "annotate"), [*_drawn_files(config)]
     elif asked.truth == "labels":
         after = ("pick", "truth_labels")
     elif asked.subtomograms is None:
         after = ("pick", "subtomograms")
     else:
         outside = [asked.subtomograms]
-    given = [asked.weights] if asked.weights is not None else [wanted, patch, config.run.fit_tomograms]
     steps.append(
         Step(
-            TrainSupervisedStage(), after, lambda c: given, scope="all", fit=True,
+            TrainSupervisedStage(), after, _of_training, scope="all", fit=True,
             outside=lambda c: outside, only=lambda c: c.supervised.tomograms, rivals=("train_segmenter",),
         )
     )  # fmt: skip
@@ -286,11 +284,38 @@ def _supervised_steps(config: RunConfig) -> list[Step]:
     if asked.classifies:
         steps.append(Step(ClassifyStage(), behind, lambda c: [patch]))
     if asked.segments:
-        how = [asked.axis, asked.tile_voxels, asked.neighbours]
-        steps.append(Step(ApplyStage(), behind, lambda c: [c.segment, patch, how]))
+        how = [asked.axis] if asked.model in IN_SLICES else []
+        wanted = config.segment.model_dump(mode="json", exclude={"class_of"})
+        steps.append(Step(ApplyStage(), behind, lambda c: [wanted, patch, how]))
         if config.segment.volumes != "features":  # objects are found in the merged volume
             steps.append(Step(InstancesStage(), ("segment",), lambda c: [c.instances, c.segment.labels]))
     return steps
+
+
+def _drawn_files(config: RunConfig) -> list[str]:
+    """List the files that hold what was drawn: corrected labels are a new training."""
+    asked = config.supervised
+    pattern, every = asked.drawn or "", [source.name for source in config.inputs]
+    found = [(name, pattern.replace("{tomogram}", name)) for name in asked.tomograms or every]
+    return [path for name, path in found if asked.tomograms or labels_stamp(path) is not None]
+
+
+def _of_training(config: RunConfig) -> list[Any]:
+    """Return what a training depends on beside its truth; of given weights, what they must suit."""
+    asked, patch = config.supervised, config.patch
+    if asked.weights is not None:
+        return [asked.weights, asked.model, asked.heads, asked.channels, asked.batch_norm, patch]
+    left_out = {*_HOW_NOT_WHAT, *_FROM_OUTSIDE}
+    if asked.model not in IN_SLICES:
+        left_out |= _OF_SLICES
+    if not asked.normalises_batches:
+        left_out.add("workers")  # they do what one does, to rounding
+    parts: list[Any] = [asked.model_dump(mode="json", exclude=left_out), patch, config.run.fit_tomograms]
+    if asked.drawn is None:
+        parts.append(asked.tomograms)
+    if asked.truth == "subtomograms" and asked.subtomograms is not None:
+        parts.append(config.ingest.contrast)  # says how the boxes look
+    return parts
 
 
 def upto(steps: list[Step], until: str | None) -> list[Step]:

@@ -130,6 +130,8 @@ def drawn_file(access: Access) -> Path | None:
         The tomogram stands in `supervised.tomograms`, and there is no file.
     """
     asked = access.config.supervised
+    if asked.tomograms and access.tomogram not in asked.tomograms:
+        return None  # one file without {tomogram} in its name is not of every tomogram
     path = Path((asked.drawn or "").replace("{tomogram}", access.tomogram))
     if path.exists():
         return path

@@ -111,7 +111,8 @@ def labelled_tomograms(
             f"the labels of {', '.join(tomograms[:5])} have no class.",
             remedy="Draw one, with a value from 1 on.",
         )
-    names = tuple(colors)
+    # Numbers keep their order, whichever tomogram shows them first; names come as the first volume has them.
+    names = tuple(sorted(colors, key=int)) if all(name.isdigit() for name in colors) else tuple(colors)
     found = []
     for tomogram, volume in zip(tomograms, volumes, strict=True):
         level, facts = access.working_level(tomogram), volume.facts
@@ -121,7 +122,7 @@ def labelled_tomograms(
             if name in colors:
                 table_V[value] = names.index(name) + 1
         found.append(Labelled(tomogram, volume, level, facts.levels[level].shape, table_V))
-    return found, names, tuple(colors.values())
+    return found, names, tuple(colors[name] for name in names)
 
 
 def _check_sides(sources: list[Labelled], box: Zyx) -> None:

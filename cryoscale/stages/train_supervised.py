@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cryoscale.config.run import RunConfig
 from cryoscale.config.sections import SupervisedConfig
 from cryoscale.data.access import Access
+from cryoscale.data.weights import identity_of
 from cryoscale.errors import NothingToDoError
 from cryoscale.stages.base import WholeStage
 from cryoscale.stages.networks import worker_threads
@@ -206,4 +207,4 @@ def _describe(
 
 def _facts(card: dict[str, Any]) -> dict[str, Any]:
     """Return what the ledger and the summary say of a trained network, from its card alone."""
-    return {"hash": card["weights_sha256"], "patches": card["training"]["patches"], **card["metrics"]}
+    return {"hash": identity_of(card), "patches": card["training"]["patches"], **card["metrics"]}
