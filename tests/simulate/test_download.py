@@ -165,7 +165,14 @@ def test_faults_that_stay_end_after_three_tries(
 
 
 @pytest.mark.parametrize(
-    "data", [b"<html>", GOOD[:200], gzip.compress(b"<html>", mtime=0), gzip.compress(b"data_x\n_a.b 1\n", mtime=0), b""]
+    "data",
+    [
+        b"<html>",
+        GOOD[:200],
+        gzip.compress(b"<html>", mtime=0),
+        gzip.compress(b"data_x\n_a.b 1\n", mtime=0),
+        b"",
+    ],
 )
 def test_what_is_no_structure_is_not_kept(server: Server, tmp_path: Path, data: bytes) -> None:
     server.files["/files/1kp8.cif.gz"] = data
