@@ -113,6 +113,11 @@ def _sentences(status: dict[str, Any]) -> list[str]:
             f"not running: process {driver['pid']} on {driver['host']} ended without notice; "
             "give the run command again, finished work is kept"
         )
+    for name, at in status["trainings"].items():
+        lines.append(
+            f"training the {name}: epoch {at['epoch']} of at most {at['epochs']}, "
+            f"validation loss {at['validation_loss']:.4g}, {at['seconds']:.3g} s for the last"
+        )
     if status["seconds_left"]:
         more = status["stages_without_estimate"]
         unknown = f", and {', '.join(more)} not known yet" if more else ""

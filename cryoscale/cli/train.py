@@ -74,7 +74,16 @@ def due(place: str) -> str:
 
 def _next(place: str) -> str:
     from cryoscale.data.run import Run
+    from cryoscale.stages.supervised_scores import doubts_about
 
-    asked = Run.open(place).config.supervised
+    run = Run.open(place)
+    asked, card = run.config.supervised, run.model("segmenter").card
+    lines = [
+        f"{name}: IoU {of['iou']:.2f} on what was held back ({of['found']:.2%} found, {of['true']:.2%} true)"
+        for name, of in card.get("held_back", {}).items()
+    ]
+    if doubts := doubts_about(card.get("held_back", {})):
+        lines.append(f"Mind: {doubts}.")
     verb = "segment" if asked.segments else "run"
-    return f"trained: models/segmenter of {place}. Next: cryoscale {verb} {place}"
+    what = "taken" if asked.weights is not None else "trained"
+    return "\n".join([*lines, f"{what}: models/segmenter of {place}. Next: cryoscale {verb} {place}"])

@@ -173,13 +173,15 @@ def guess_contrast(
     -----
     A blob of protein answers a difference of Gaussians more strongly than the ice between blobs does the
     other way round. Both tails of the responses (the outermost 0.5 %) are compared at three widths. Wider
-    filters see the hollows of shells and tubes instead of their walls. The outermost 0.05 % of the grey
-    values are clipped first, against gold and its fringes.
+    filters see the hollows of shells and tubes instead of their walls. Outer z slices of one value are
+    padding and do not count. The outermost 0.05 % of the grey values are clipped first, against gold and its
+    fringes.
     """
     base = min(max(15.0 / voxel_size_angstrom, 1.5), 3.0) if voxel_size_angstrom else 1.5
     boxes = [v for v in (np.asarray(v, dtype=np.float32) for v in volumes) if v.size and np.isfinite(v).all()]
     if not boxes:
         return Contrast("dark", "no finite sample to look at: assumed dark, as tomograms usually are", 0.0)
+    boxes = [inner for inner in map(_without_padding, boxes) if inner.size] or boxes
     low, high = np.percentile(np.concatenate([v.ravel() for v in boxes]), [0.05, 99.95])
     boxes = [np.clip(v, low, high) for v in boxes]
     widths = [base * factor for factor in (1.0, 1.4, 2.0)]
@@ -193,6 +195,12 @@ def guess_contrast(
     return Contrast("bright", f"bright blobs are {ratio} as dark ones", confidence)
 
 
+def _without_padding(box_ZYX: Float32) -> Float32:
+    """Cut off outer z slices of one value: the step at padding would count as the strongest of all blobs."""
+    varying = np.flatnonzero(np.ptp(box_ZYX, axis=(1, 2)))
+    return box_ZYX[varying[0] : varying[-1] + 1] if len(varying) else box_ZYX[:0]
+
+
 def _darkness(boxes: Sequence[Float32], width: float) -> float:
     """Return the log of the dark tail over the bright tail of responses at one width; 0 if there is none."""
     terms = [(1.0, width), (-1.0, 1.4 * width)]
@@ -202,6 +210,9 @@ def _darkness(boxes: Sequence[Float32], width: float) -> float:
     ordered = np.partition(responses, [count - 1, responses.size - count])
     dark, bright = -float(ordered[:count].mean()), float(ordered[-count:].mean())
     return math.log(dark / bright) if dark > 0 and bright > 0 else 0.0
+
+
+_CONSTANT = 1e-6  # of the largest variance of a slice: what rounding leaves of padding
 
 
 class ZRange(NamedTuple):
@@ -262,7 +273,8 @@ def suggest_z_range(variance_Z: npt.ArrayLike, *, smallest_ratio: float = 2.5) -
     depth = len(profile)
     if depth < 8 or len(positive) < depth // 2:
         return ZRange(None, None, f"{depth} slices with {len(positive)} usable are too few to tell")
-    floor = float(positive.min())
+    floor = max(float(positive.min()), _CONSTANT * float(positive.max()))
+    profile = np.maximum(profile, floor)  # NaN stays
     log = np.log(np.where(np.isfinite(profile) & (profile > 0), profile, floor))
     total = float(((log - log.mean()) ** 2).sum())
     start, stop = _plateau(log)
@@ -281,7 +293,12 @@ def suggest_z_range(variance_Z: npt.ArrayLike, *, smallest_ratio: float = 2.5) -
         start -= 1
     while stop < depth and log[stop] > level:
         stop += 1
-    return ZRange(start, stop, f"slices {start} to {stop - 1} vary {ratio:.1f} times as much as the others")
+    said = (
+        ", the others are constant"
+        if ratio > 0.01 / _CONSTANT
+        else f" {ratio:.1f} times as much as the others"
+    )
+    return ZRange(start, stop, f"slices {start} to {stop - 1} vary{said}")
 
 
 def _plateau(log: npt.NDArray[np.float64]) -> tuple[int, int]:

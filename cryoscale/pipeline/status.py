@@ -49,6 +49,8 @@ def status_of(run: Run, *, with_disk: bool = True) -> dict[str, Any]:
           one for each tomogram with `tomogram` (empty for the whole data set), `state`, `outdated` (made
           with other parameters: due again), `blocks`, `voxels`, `seconds` (of work, over all workers),
           `started`, `finished`, `reason`, and `facts` (what the stage said at its end);
+        - `trainings`: by model ("encoder", "segmenter"), those that began and are not finished, each with
+          `epoch`, `epochs` (at most), `train_loss`, `validation_loss`, `seconds` (of the last epoch);
         - `failures`: `stage`, `tomogram`, `block` (None: the whole unit), `reason`.
 
         A stage of scope "all" counts as one tomogram. States: done; empty (done, and nothing was found);
@@ -81,8 +83,15 @@ def status_of(run: Run, *, with_disk: bool = True) -> dict[str, Any]:
             "free_bytes": run.folder.free_bytes(),
         },
         "stages": stages,
+        "trainings": trainings_of(run),
         "failures": failures,
     }
+
+
+def trainings_of(run: Run) -> dict[str, Any]:
+    """Return how far each training is that began and is not finished: epoch, epochs, losses; by model."""
+    found = {name: run.model(name).progress for name in ("encoder", "segmenter")}
+    return {name: progress for name, progress in found.items() if progress}
 
 
 def driver_of(run: Run, now: float) -> dict[str, Any] | None:

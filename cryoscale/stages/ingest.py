@@ -34,7 +34,7 @@ class IngestStage(BlockStage):
     """From a source file to a tomogram: level 0 copied, each further level made from the stored one below."""
 
     name = "ingest"
-    version = 2
+    version = 3
     reads = frozenset({"source"})
     writes = "tomogram"
 

@@ -65,6 +65,11 @@ class SupervisedSet:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def taken(self, rows: npt.NDArray[np.int64]) -> SupervisedSet:
+        """Return some of the items, to be scored."""
+        targets = {head: target[rows] for head, target in self.targets.items()}
+        return replace(self, inputs=self.inputs[rows], targets=targets, validation_rows=None, test=None)
+
 
 def wanted_heads(config: SupervisedConfig, available: tuple[str, ...], why: str) -> tuple[str, ...]:
     """List what the network of a configuration learns, in the order cls, seg, rec.

@@ -86,6 +86,7 @@ def train_one(access: Access, worker: TrainingWorker) -> Trained:
     """Make the set and train on it, alone or as one of several; the first worker writes the checkpoint."""
     from cryoscale.learn.distributed import group_of
     from cryoscale.learn.recipes import recipe_of
+    from cryoscale.learn.training import split_rows
     from cryoscale.models.registry import build
 
     config = access.config.supervised
@@ -111,10 +112,14 @@ def train_one(access: Access, worker: TrainingWorker) -> Trained:
     best = result.history[result.best_epoch - 1]
     parts = sorted(best.validation_parts.items())  # a checkpoint gives them back in this order
     card["metrics"] |= {f"validation_{part}": value for part, value in parts}
-    if made.test is not None and worker.rank == 0:
-        from cryoscale.stages.supervised_scores import scores_of
+    if worker.rank == 0:
+        from cryoscale.stages.supervised_scores import classes_of, scores_of
 
-        card["metrics"] |= scores_of(module, made.test)
+        if "seg" in made.targets:
+            held_back = split_rows(len(made), settings, made.validation_rows)[1]
+            card["held_back"] = classes_of(module, made.taken(held_back))
+        if made.test is not None:
+            card["metrics"] |= scores_of(module, made.test)
     return Trained(result.best_state, card, history_columns(result.history), notes)
 
 
@@ -207,4 +212,9 @@ def _describe(
 
 def _facts(card: dict[str, Any]) -> dict[str, Any]:
     """Return what the ledger and the summary say of a trained network, from its card alone."""
-    return {"hash": identity_of(card), "patches": card["training"]["patches"], **card["metrics"]}
+    from cryoscale.stages.supervised_scores import doubts_about
+
+    facts = {"hash": identity_of(card), "patches": card["training"]["patches"], **card["metrics"]}
+    if doubts := doubts_about(card.get("held_back", {})):
+        facts["warning"] = doubts
+    return facts

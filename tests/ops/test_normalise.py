@@ -218,3 +218,22 @@ def test_lamella_of_a_real_tomogram():
     assert found.start == pytest.approx(33, abs=2)
     assert found.stop == pytest.approx(96, abs=2)
     assert suggest_z_range(band_profile(volume[38:90])).start is None
+
+
+def test_padding_in_z_does_not_decide_the_contrast():
+    """A step between density and a constant answers more strongly than any particle."""
+    rng = np.random.default_rng(3)
+    volume = rng.normal(0, 0.3, (48, 48, 48))
+    for centre in rng.integers(8, 40, (25, 3)):
+        volume[tuple(slice(c - 3, c + 3) for c in centre)] -= 2.0
+    plain = guess_contrast([volume])
+    padded = np.concatenate([volume, np.full((24, 48, 48), 40.0)])
+    assert plain.value == guess_contrast([padded]).value == "dark"
+    assert guess_contrast([padded]).confidence == plain.confidence
+
+
+def test_constant_slices_are_outside_of_the_sample():
+    profile = np.concatenate([np.full(40, 2.0), np.full(20, 1e-13)])
+    found = suggest_z_range(profile)
+    assert (found.start, found.stop) == (0, 40)
+    assert "the others are constant" in found.reason
