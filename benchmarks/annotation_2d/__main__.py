@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import shutil
 import time
@@ -24,12 +25,22 @@ from benchmarks.harness.machine import describe
 Row = Callable[[], dict[str, Any]]
 
 
-def rows_of(place: Path, size: Size, masks: Path | None, seed: int) -> list[tuple[dict[str, str], Row]]:
+def rows_of(place: Path, size: Size, masks: Path | None, seed: int) -> list[tuple[dict[str, Any], Row]]:
     """List all rows with what identifies each, in the order in which they are measured."""
-    drawn = [(_key("cells", name), partial(_supervised, place, name, size, seed)) for name in size.cells]
-    weak = [(_key("cells", name), partial(_weak, place, name, size, seed)) for name in cells.WEAK]
+    scene = cells.scene_of(size, seed)
+    drawn = [
+        (_key("cells", name, settings=[*scene, *words]), partial(_supervised, place, name, size, seed))
+        for name, words in size.cells.items()
+    ]
+    weak = [
+        (_key("cells", name, settings=scene), partial(_weak, place, name, size, seed)) for name in cells.WEAK
+    ]
+    hashed = crops.hash_of(masks) if masks is not None else ""
     real = [
-        (_key("crops", name, fitted), partial(_crop, place, masks, name, fitted, size, seed))
+        (
+            _key("crops", name, fitted, settings=[size.box, seed, *size.crops[name]], masks=hashed),
+            partial(_crop, place, masks, hashed, name, fitted, size, seed),
+        )
         for name in (size.crops if masks is not None else ())
         for fitted in crops.NAMES
         if masks is not None
@@ -37,8 +48,9 @@ def rows_of(place: Path, size: Size, masks: Path | None, seed: int) -> list[tupl
     return [*drawn, *weak, *real]
 
 
-def _key(part: str, row: str, direction: str = "") -> dict[str, str]:
-    return {"part": part, "row": row, "direction": direction}
+def _key(part: str, row: str, direction: str = "", *, settings: Any, masks: str = "") -> dict[str, Any]:
+    hashed = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12]
+    return {"part": part, "row": row, "direction": direction, "settings": hashed, "masks": masks}
 
 
 def _supervised(place: Path, name: str, size: Size, seed: int) -> dict[str, Any]:
@@ -49,13 +61,19 @@ def _weak(place: Path, name: str, size: Size, seed: int) -> dict[str, Any]:
     return cells.weak_row(cells.open_cells(place / "weak-cells", size, seed=seed), name)
 
 
-def _crop(place: Path, masks: Path, name: str, fitted: str, size: Size, seed: int) -> dict[str, Any]:
-    run = crops.open_crops(place / "crops", masks, size, seed=seed)
+def _crop(
+    place: Path, masks: Path, hashed: str, name: str, fitted: str, size: Size, seed: int
+) -> dict[str, Any]:
+    run = crops.open_crops(place / "crops", masks, size, seed=seed, hashed=hashed)
     return crops.crop_row(run, place / "crops", name, fitted, size)
 
 
 def measure(place: Path, size: str, masks: Path | None, seed: int) -> dict[str, Any]:
-    """Measure the rows that are not there yet, one after the other; each is kept as soon as it is done."""
+    """Measure the rows that are not there yet, one after the other; each is kept as soon as it is done.
+
+    A row that stands there with other settings, or on other masks, is measured again and replaced. Each keeps
+    the machine, the commit and the day of its own.
+    """
     place.mkdir(parents=True, exist_ok=True)
     results = place / "results.json"
     found: dict[str, Any] = json.loads(results.read_text()) if results.exists() else {"rows": []}
@@ -63,15 +81,22 @@ def measure(place: Path, size: str, masks: Path | None, seed: int) -> dict[str, 
         raise SystemExit(
             f"{results} is of size {found['size']} and seed {found['seed']}: choose another folder."
         )
-    found |= {"size": size, "seed": seed, "machine": describe(), "date": str(datetime.date.today())}
+    if not all("settings" in row for row in found["rows"]):
+        raise SystemExit(f"{results} does not say how its rows were measured: choose another folder.")
+    found = {"size": size, "seed": seed, "rows": found["rows"]}
+    machine = describe()
     for key, row in rows_of(place, SIZES[size], masks, seed):
         if any(key.items() <= other.items() for other in found["rows"]):
             continue
         started = time.perf_counter()
-        found["rows"].append({**key, **row()})
+        where = {"machine": machine, "date": str(datetime.date.today()), "size": size, "seed": seed}
+        measured = {**key, **where, **row()}
+        same = ("part", "row", "direction")
+        kept = [other for other in found["rows"] if any(other[word] != key[word] for word in same)]
+        found["rows"] = [*kept, measured]
         results.write_text(json.dumps(found, indent=1) + "\n")
         last = found["rows"][-1]
-        told = " ".join(word for word in key.values() if word)
+        told = " ".join(key[word] for word in same if key[word])
         print(f"{told}: mean F1 {last['mean_f1']:.3f}, {time.perf_counter() - started:.0f} s", flush=True)
     return found
 

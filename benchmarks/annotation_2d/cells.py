@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,10 +60,13 @@ def scene_of(size: Size, seed: int) -> list[str]:
 
 def open_cells(place: Path, size: Size, *, seed: int) -> Run:
     """Simulate the cells, or go on with those that are there."""
+    scene = scene_of(size, seed)
+    made_of = place / "scene.json"
+    if (place / "run.toml").exists() and (not made_of.exists() or json.loads(made_of.read_text()) != scene):
+        shutil.rmtree(place)  # made for other settings
     if not (place / "run.toml").exists():
-        set_up_simulation(
-            str(place), "cell-demo", seed=seed, snr=SNR, tomograms=3, settings=scene_of(size, seed)
-        )
+        set_up_simulation(str(place), "cell-demo", seed=seed, snr=SNR, tomograms=3, settings=scene)
+        made_of.write_text(json.dumps(scene))
     run = Run.open(place)
     drive(run, until="truth_labels")
     return run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,15 @@ def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
     return pairs[:2]
 
 
+def hash_of(masks: Path) -> str:
+    """Return a hash of the volumes and of what is drawn in them."""
+    told = hashlib.sha256()
+    for pair in find_pairs(masks):
+        for path in pair:
+            told.update(hashlib.sha256(path.read_bytes()).digest())
+    return told.hexdigest()[:12]
+
+
 def read_stack(path: Path) -> npt.NDArray[Any]:
     """Read a TIFF stack (z, y, x); scikit-image is there, it stands beside us in other measurements."""
     from skimage.io import imread
@@ -57,9 +68,13 @@ def prepared(volume: npt.NDArray[Any], mask: npt.NDArray[Any]) -> tuple[npt.NDAr
     return density, labels
 
 
-def open_crops(place: Path, masks: Path, size: Size, *, seed: int) -> Run:
-    """Make a run of both crops, with label files, or go on with the one that is there."""
+def open_crops(place: Path, masks: Path, size: Size, *, seed: int, hashed: str) -> Run:
+    """Make a run of both crops, with label files, or go on with the one that is there for these masks."""
+    made_of = place / "masks.txt"
+    if place.exists() and not (made_of.exists() and made_of.read_text() == hashed):
+        shutil.rmtree(place)
     place.mkdir(parents=True, exist_ok=True)
+    made_of.write_text(hashed)
     if not (place / "run" / "run.toml").exists():
         for name, (volume, mask) in zip(NAMES, find_pairs(masks), strict=True):
             density, labels = prepared(read_stack(volume), read_stack(mask))

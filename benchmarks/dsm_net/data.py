@@ -52,7 +52,8 @@ class DataSet:
     split : (N,) str
         "train", "validation" or "test".
     facts : dict
-        Recipe, names of the classes, signal-to-noise ratio as it came out, voxel size, `id`.
+        Recipe, names of the classes, signal-to-noise ratio as it came out, voxel size, `id`; "maps" or
+        "built-in shapes" as `densities`.
     """
 
     inputs: Any
@@ -82,7 +83,8 @@ def load(path: Path, name: str) -> DataSet:
     """Read one data set of a file."""
     scene = SCENE_OF[name]
     with np.load(path) as arrays:
-        facts = json.loads(str(arrays["facts"]))["data"][name]
+        told = json.loads(str(arrays["facts"]))
+        facts = {**told["data"][name], "densities": told["densities"]}
         inputs = arrays[f"{name}.inputs"].astype(np.float32)
         side = inputs.shape[-1]
         bits = np.unpackbits(arrays[f"{scene}.mask"], axis=1, count=side**3)

@@ -12,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 
 from benchmarks.dsm_net.published import PUBLISHED, Published
-from benchmarks.dsm_net.rows import all_rows
+from benchmarks.dsm_net.rows import OWN, all_rows
 
 Record = dict[str, Any]
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999", "#f0e442")
@@ -139,7 +139,7 @@ def _improved(plt: Any, records: Sequence[Record]) -> Any:
 def _snr(plt: Any, records: Sequence[Record]) -> Any:
     figure, axis = plt.subplots(figsize=(4.6, 3.4))
     drawn = False
-    for name, color in (("SSN3D-ED", COLORS[0]), ("SSN3D-FCN", COLORS[1])):
+    for name, color in ((OWN, COLORS[0]), ("SSN3D-FCN", COLORS[1])):
         points = [
             (SNR[data], [100 * r["scores"]["miou"] for r in found])
             for data in SNR

@@ -61,6 +61,11 @@ ABOUT_THE_PAPER = (
     "C of the paper is real: 400 ribosomes and 386 proteasomes of rat neurons, whose masks are aligned "
     "templates and so not exact; that alone bounds the mIoU there. Ours is simulated, with exact masks: "
     "numbers of C do not compare.",
+    "All networks in the tables of A, B and C have the budget of the DSM-Net paper (its section 3.2: Adam "
+    "1e-3, betas 0.9 and 0.99, batches of 64, at most 100 epochs, patience 15 on the validation loss), "
+    'SSN3D-ED too; only DSRF3D-v2 keeps its own optimiser. The series over SNR, SSN3D-FCN beside "SSN3D-ED, '
+    'own recipe", and the structures left out have the recipe of the SSN3D paper (betas 0.9 and 0.999, '
+    "batches of 128, at most 150 epochs, patience 20 on the validation accuracy, by 1e-4 at least).",
     "Masks are where a particle's density exceeds 0.2 of its maximum; the paper does not say how it made "
     "its own.",
     "The density that recovery learns is scaled to standard deviation 1 over all boxes, so that its loss "

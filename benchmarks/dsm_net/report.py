@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.dsm_net import tables
-from benchmarks.dsm_net.data import SHAPES
 from benchmarks.dsm_net.published import ABOUT_THE_PAPER
 from benchmarks.dsm_net.rows import all_rows
 from benchmarks.dsm_net.sizes import SIZES, Size
@@ -31,10 +30,11 @@ def write_report(out: Path, size: str, to: Path | None = None) -> Path:
         `out/report-<size>` without it. `notes.md` in it stands before the tables: what the numbers mean.
     """
     from benchmarks.dsm_net.pictures import draw
+    from benchmarks.dsm_net.train import validated
 
     folder = to or out / f"report-{size}"
     known = results.read(out / "results.jsonl")
-    records = latest(known, size)
+    records = [{**record, "validation": validated(record)} for record in latest(known, size)]
     if not records:
         raise SystemExit(f"{out / 'results.jsonl'} has no training of size {size} yet")
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def write_report(out: Path, size: str, to: Path | None = None) -> Path:
     for old in folder.glob("*.png"):
         old.unlink()
     notes = folder / "notes.md"
-    words = [title(size), "", *([notes.read_text().strip(), ""] if notes.exists() else []), body(records)]
+    words = [title(records), "", *([notes.read_text().strip(), ""] if notes.exists() else []), body(records)]
     words += [*failures(known, records, size), "## Pictures", ""]
     for path, told in draw(records, out / "examples", folder):
         words += [told, "", f"![{path.stem}]({folder.name}/{path.name})", ""]
@@ -77,9 +77,11 @@ def failures(known: Sequence[Record], records: Sequence[Record], size: str) -> l
     ]
 
 
-def title(size: str) -> str:
-    """Return the first line: it says whether the size is reduced."""
-    what = f"REDUCED ({size}), not comparable with the papers" if SIZES[size].reduced else "full size"
+def title(records: Sequence[Record]) -> str:
+    """Return the first line: it says whether size, densities and classes are those of the papers."""
+    size, short = records[0]["size"], tables.shortfalls(records)
+    more = [words for words in short if words != f"size {size}"]
+    what = f"REDUCED ({', '.join([size, *more])}), not comparable with the papers" if short else "full size"
     return f"# The tables of SSN3D-ED and DSM-Net: {what}"
 
 
@@ -88,7 +90,7 @@ def body(records: Sequence[Record]) -> str:
     size, found = SIZES[records[0]["size"]], tables.by_row(records)
     return "\n".join([
         _measured(records), "## Data", "", _data(records), "## What differs from the papers", "",
-        _differences(size, records), tables.papers(found), tables.aims(found, reduced=size.reduced),
+        _differences(size, records), tables.papers(found), tables.aims(found),
         tables.groups(found), "## Every training", "", tables.trainings(records), tables.missing(found),
     ])  # fmt: skip
 
@@ -152,7 +154,7 @@ def _data(records: Sequence[Record]) -> str:
 def _differences(size: Size, records: Sequence[Record]) -> str:
     lines = [f"- {words}" for words in ABOUT_THE_PAPER]
     facts = next((r["facts"] for r in records if r["data"] != "C"), records[0]["facts"])
-    shapes = facts["classes"][0] in SHAPES
+    shapes = tables.densities({"facts": facts}) != "maps"
     parts = "built-in shapes" if shapes else "maps, of the same families as far as there are such"
     lines.append(f"- The parts of the papers' 22 structures are played by {len(facts['classes'])} {parts}.")
     if size.reduced:

@@ -26,6 +26,12 @@ from cryoscale.learn.training import fit
 from cryoscale.models.layers import count_parameters
 from cryoscale.models.registry import build
 
+BUDGET = (
+    "optimiser", "learning_rate", "betas", "batch_size", "epochs", "patience", "min_delta", "monitor",
+    "warmup_epochs",
+)  # fmt: skip
+FREE = ("threads", "device", "precision")  # settings that decide about no more than the last bits
+VALIDATED = {"miou": "validation_seg_iou", "object": "validation_cls_accuracy"}
 EVERY_FOURTH = 4  # class is left out, by those rows that leave some out
 SHOWN = 4  # test boxes whose slices are kept for the pictures
 
@@ -83,11 +89,16 @@ class Training:
     @property
     def identity(self) -> str:
         """A hash that tells it from trainings of other data, networks or settings, wherever they run."""
-        free = ("threads", "device", "precision")
-        settings = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in free}
-        told = [self.row.key, self.size, self.seed, self.architecture, settings, self.data_id,
-                self.row.weights, self.row.left_out, self.recipe.normalise]  # fmt: skip
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        return _identity(
+            self.row.key, self.size, self.seed, self.architecture, dataclasses.asdict(self.settings),
+            self.data_id, self.weights, self.row.left_out, self.recipe.normalise,
+        )  # fmt: skip
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weights of the losses, by head: the row's, or else the recipe's."""
+        only = "cls" if self.row.model == "dsrf3d-v2" else "seg"
+        return dict(self.row.weights or self.recipe.weights_for(self.architecture.get("heads", (only,))))
 
     @property
     def name(self) -> str:
@@ -96,11 +107,53 @@ class Training:
         return f"{plain}-{self.seed}-{self.identity[:6]}"
 
 
+def _identity(
+    key: str, size: str, seed: int, architecture: Any, settings: dict[str, Any], data_id: str,
+    weights: dict[str, float], left_out: bool, normalise: str,
+) -> str:  # fmt: skip
+    known = {**dataclasses.asdict(TrainSettings()), **settings}
+    deciding = {name: value for name, value in known.items() if name not in FREE}
+    by_head = {head: float(weight) for head, weight in weights.items()}
+    told = [key, size, seed, architecture, deciding, data_id, by_head, left_out, normalise]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def identity_of(record: dict[str, Any]) -> str:
+    """Give the identity of a training that ended, from what `results.jsonl` keeps of it.
+
+    It is that of `Training.identity` with the settings that it was trained with, not those of today.
+    """
+    model = record["architecture"]["name"]
+    recipe = recipe_of("unet3d" if model == "monai-unet" else model, improved=record["improved"])
+    return _identity(
+        f"{record['data']}/{record['name']}", record["size"], record["seed"], record["architecture"],
+        record["settings"], record["facts"]["id"], record["weights"], bool(record["left_out"]),
+        recipe.normalise,
+    )  # fmt: skip
+
+
+def validated(record: dict[str, Any]) -> dict[str, float]:
+    """Return mIoU and object accuracy of the boxes validated on, at the best epoch, as far as known."""
+    history, best = record.get("history", []), record.get("best_epoch", 0)
+    if not 1 <= best <= len(history):
+        return dict(record.get("validation", {}))
+    told = history[best - 1]
+    return {name: told[part] for name, part in VALIDATED.items() if part in told}
+
+
+def _recipe(row: Row) -> Recipe:
+    recipe = recipe_of("unet3d" if row.model == "monai-unet" else row.model, improved=row.improved)
+    if not row.budget:
+        return recipe
+    other = recipe_of(row.budget, improved=row.improved)
+    return dataclasses.replace(recipe, **{name: getattr(other, name) for name in BUDGET})
+
+
 def training_of(
     row: Row, facts: dict[str, Any], size_name: str, size: Size, seed: int, *, device: str, threads: int
 ) -> Training:
     """Say how a row is trained on data of which `facts` are known."""
-    recipe = recipe_of("unet3d" if row.model == "monai-unet" else row.model, improved=row.improved)
+    recipe = _recipe(row)
     settings = recipe.settings(
         seed=seed, device=device, threads=threads, precision="auto", **size.overrides
     )  # fmt: skip
@@ -183,7 +236,7 @@ def train(
     checkpoint = FileCheckpoint(out / "checkpoints" / f"{training.name}.pt")
     result = fit(
         module, inputs_of(training, data, learnt), {head: targets[head][learnt] for head in heads},
-        loss_of(training.recipe, heads, weights=training.row.weights or None), training.settings,
+        loss_of(training.recipe, heads, weights=training.weights), training.settings,
         checkpoint=checkpoint, validation_rows=validation, on_epoch=on_epoch,
     )  # fmt: skip
     device = str(next(module.parameters()).device)
@@ -196,7 +249,7 @@ def train(
         "identity": training.identity, "scores": score(predicted, data, test),
         "chance": by_chance(data, test), "heads": list(heads), "architecture": training.architecture,
         "parameters": count_parameters(module), "improved": list(training.row.improved),
-        "weights": training.row.weights or training.recipe.weights_for(heads),
+        "weights": training.weights,
         "left_out": [data.names[k] for k in left_out_classes(data.names)] if training.row.left_out else [],
         "settings": {k: v for k, v in dataclasses.asdict(training.settings).items() if k != "device"},
         "boxes": {"train": len(learnt) - len(validation), "validation": len(validation), "test": len(test)},
@@ -207,7 +260,7 @@ def train(
         "facts": data.facts, "machine": machine or describe(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
-    return record
+    return {**record, "validation": validated(record)}
 
 
 def finish(training: Training, out: Path) -> None:

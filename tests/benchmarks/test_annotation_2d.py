@@ -12,7 +12,7 @@ from sklearn.metrics import f1_score
 from benchmarks.annotation_2d import __main__ as bench
 from benchmarks.annotation_2d import cells, crops
 from benchmarks.annotation_2d.scores import UNKNOWN, by_class, confusion, matched, tolerant_f1
-from benchmarks.annotation_2d.sizes import SIZES
+from benchmarks.annotation_2d.sizes import AUGMENT, IN_BOXES, SIZES, TURNED, in_slices
 from benchmarks.annotation_2d.tables import sections
 
 
@@ -99,7 +99,38 @@ def test_it_measures_every_row_once_and_reports(tmp_path: Path, monkeypatch: pyt
     for name in ("_supervised", "_weak", "_crop"):
         monkeypatch.setattr(bench, name, fail)
     bench.main(words)
-    found["rows"] = [row for row in found["rows"] if row["row"] != "edss3d"]
-    (tmp_path / "out" / "results.json").write_text(json.dumps(found))
-    with pytest.raises(AssertionError, match="measured again"):
-        bench.main(words)
+    changed = [dict(found["rows"][0], settings="others"), *found["rows"][1:]]
+    masked = [row | ({"masks": "others"} if row["part"] == "crops" else {}) for row in found["rows"]]
+    lacking = [row for row in found["rows"] if row["row"] != "edss3d"]
+    for rows in (changed, masked, lacking):
+        (tmp_path / "out" / "results.json").write_text(json.dumps({**found, "rows": rows}))
+        with pytest.raises(AssertionError, match="measured again"):
+            bench.main(words)
+
+
+def test_rows_keep_their_own_machine_and_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["one"]
+    key = {"part": "cells", "row": "", "direction": "", "settings": "x", "masks": ""}
+    monkeypatch.setattr(
+        bench, "rows_of", lambda *_: [(key | {"row": name}, lambda: {"mean_f1": 0.5}) for name in names]
+    )
+    monkeypatch.setattr(bench, "describe", lambda: {"commit": "old"})
+    bench.measure(tmp_path, "tiny", None, 1)
+    names.append("two")
+    monkeypatch.setattr(bench, "describe", lambda: {"commit": "new"})
+    rows = bench.measure(tmp_path, "tiny", None, 1)["rows"]
+    assert [(row["row"], row["machine"]["commit"], row["seed"]) for row in rows] == [
+        ("one", "old", 1),
+        ("two", "new", 1),
+    ]
+    key["settings"] = "y"
+    rows = bench.measure(tmp_path, "tiny", None, 1)["rows"]
+    assert [(row["row"], row["machine"]["commit"]) for row in rows] == [("one", "new"), ("two", "new")]
+
+
+def test_both_kinds_of_networks_are_measured_with_and_without_augmentation() -> None:
+    for size in (SIZES["small"], SIZES["full"]):
+        for name in IN_BOXES:
+            assert size.cells[f"{name}, turned"] == (*size.cells[name], AUGMENT)
+        assert in_slices(TURNED)
+        assert not in_slices("unet3d, turned")
