@@ -27,7 +27,7 @@ __all__ = ["Augmentation", "augmentation_of", "composed", "random_turns", "turne
 Augmentation = Callable[[Tensor, Targets, np.random.Generator], tuple[Tensor, Targets]]
 
 NAMES = {
-    3: ("turns", "half-turns", "flips", "wedge", "intensity"),
+    3: ("turns", "half-turns", "flips", "intensity", "wedge"),
     2: ("turns", "flips", "rotations", "intensity"),
 }
 
@@ -55,16 +55,17 @@ def augmentation_of(
             Mirroring. Beside turns it doubles them; alone it flips each axis or not.
         "rotations"
             Of slices, by any angle in the plane; see `random_rotations`.
-        "wedge"
-            Of patches; see `Wedge`.
         "intensity"
             Gain, offset and noise; see `Intensity`.
+        "wedge"
+            Of patches: waves that a tilt series of ±60 degrees about y has not measured go, those of the
+            noise too; see `Wedge`.
     dimensions : int
         3 for patches (N, C, Z, Y, X), 2 for slices (N, C, Y, X).
     intensity : Intensity, optional
         How far it goes.
     wedge_degrees, tilt_axis
-        Of the wedge.
+        Of the wedge, where the tilt series was another.
 
     Returns
     -------
@@ -78,23 +79,16 @@ def augmentation_of(
         A name that is not known for these dimensions.
     """
     asked = set(names)
-    for name in names:
-        if name not in NAMES[dimensions]:
-            raise ConfigurationError(
-                f"There is no augmentation {name!r} in {dimensions} dimensions.",
-                remedy=f"Known: {', '.join(NAMES[dimensions])}.",
-            )
-    if {"turns", "half-turns"} <= asked:
-        raise ConfigurationError("Of the augmentations 'turns' and 'half-turns' take one.")
+    _check(asked, dimensions)
     steps: list[Augmentation] = []
     if asked & {"turns", "half-turns", "flips"}:
         steps.append(_turning(asked, dimensions))
     if "rotations" in asked:
         steps.append(random_rotations)
-    if "wedge" in asked:
-        steps.append(Wedge(wedge_degrees, tilt_axis))
     if "intensity" in asked:
         steps.append(intensity or Intensity())
+    if "wedge" in asked:  # last: noise that is added has waves everywhere
+        steps.append(Wedge(wedge_degrees, tilt_axis))
     return composed(steps)
 
 
@@ -107,6 +101,17 @@ def composed(steps: Sequence[Augmentation]) -> Augmentation:
         return inputs, targets
 
     return augment
+
+
+def _check(asked: set[str], dimensions: int) -> None:
+    for name in sorted(asked):
+        if name not in NAMES[dimensions]:
+            raise ConfigurationError(
+                f"There is no augmentation {name!r} in {dimensions} dimensions.",
+                remedy=f"Known: {', '.join(NAMES[dimensions])}.",
+            )
+    if {"turns", "half-turns"} <= asked:
+        raise ConfigurationError("Of the augmentations 'turns' and 'half-turns' take one.")
 
 
 def _turning(asked: set[str], dimensions: int) -> Augmentation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -12,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from cryoscale.errors import StateError
+from cryoscale.errors import FormatError, StateError, SurroundingsError
+from cryoscale.learn.distributed import Group
 from cryoscale.learn.settings import EpochRecord, TrainSettings
 from cryoscale.learn.targets import Targets, by_head
 
@@ -25,6 +27,11 @@ ALWAYS = (
     "patience", "batch_size", "learning_rate", "betas", "validation_fraction", "min_delta", "seed",
     "precision", "augment",
 )  # fmt: skip
+LATER = ("architecture", "loss")  # older checkpoints do not say these, and go on
+
+
+class RefusedCheckpoint(StateError):
+    """All processes of a training found that its checkpoint is damaged, or of another training."""
 
 
 class Checkpoint(Protocol):
@@ -54,6 +61,43 @@ class Progress:
     best_loss: float = math.inf  # of what is monitored; the less the better, so an accuracy stands negative
     best_state: dict[str, Tensor] = field(default_factory=dict)
     history: list[EpochRecord] = field(default_factory=list)
+
+
+def resumed(
+    checkpoint: Checkpoint | None,
+    module: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    identity: Identity,
+    group: Group,
+) -> Progress:
+    """Go on from a checkpoint if there is one; the processes of a group all do, or none does.
+
+    Raises
+    ------
+    RefusedCheckpoint
+        Every process refuses it.
+    SurroundingsError
+        Some refuse it and others do not, or they do not start from the same: they see different files.
+    """
+    progress, refusal = Progress(), None
+    try:
+        state = None if checkpoint is None else checkpoint.load()
+        if state is not None:
+            progress = unpack(state, module, optimiser, identity)
+    except (StateError, FormatError) as error:
+        refusal = error
+    # All must hear of it before anyone leaves: the next sum of the others would wait for it, or worse.
+    refused = int(group.totals([float(refusal is not None)])[0])
+    if refused == group.size:
+        raise RefusedCheckpoint(str(refusal)) from refusal
+    if refused:
+        raise SurroundingsError(
+            f"Of {group.size} processes {refused} refuse the checkpoint of this training"
+            f" ({refusal or 'this one does not'}).",
+            remedy="They must read the same run and its checkpoint from storage that all of them see.",
+        ) from refusal
+    group.require_same(identity | {"epoch of the checkpoint": progress.epoch})
+    return progress
 
 
 def pack(
@@ -86,7 +130,10 @@ def unpack(state: State, module: nn.Module, optimiser: torch.optim.Optimizer, id
     """
     numbers = state["progress"]
     saved = numbers["identity"]
-    other = [key for key in {**identity, **saved} if identity.get(key) != saved.get(key)]
+    unsaid = {key for key in LATER if key not in saved}
+    other = [
+        key for key in {**identity, **saved} if key not in unsaid and identity.get(key) != saved.get(key)
+    ]
     if other:
         raise StateError(
             f"The checkpoint belongs to another training: it differs in {', '.join(other)}.",
@@ -107,12 +154,17 @@ def unpack(state: State, module: nn.Module, optimiser: torch.optim.Optimizer, id
 
 
 def identity_of(
-    module: nn.Module, inputs: Tensor, targets: Targets, settings: TrainSettings, validation: Array
+    module: nn.Module,
+    inputs: Tensor,
+    targets: Targets,
+    settings: TrainSettings,
+    validation: Array,
+    loss: object,
 ) -> Identity:
     """List what a checkpoint must share with the training that goes on from it; more epochs are fine.
 
-    Settings that came later are left out where they are what trainings did before, so that checkpoints of
-    those go on.
+    Settings that came later are left out where they are what trainings did before, and what is in `LATER` is
+    not compared with checkpoints that do not say it, so that older ones go on.
     """
     plain = TrainSettings()
     asked = {
@@ -123,12 +175,21 @@ def identity_of(
     if settings.schedule != "constant":
         asked["epochs"] = settings.epochs  # where the schedule ends
     shapes = [(name, list(value.shape)) for name, value in module.state_dict().items()]
+    architecture = getattr(module, "architecture", None)
     return asked | {
+        "architecture": json.dumps(architecture, sort_keys=True, default=str),
+        "loss": _said_of(loss),
         "network": hashlib.sha256(repr(shapes).encode()).hexdigest()[:16],
         "inputs": _digest(inputs),
         "targets": "" if targets is None else _digest_of(targets),
         "validation rows": _digest(torch.from_numpy(validation)),
     }
+
+
+def _said_of(loss: object) -> str:
+    """Say what a loss is; one without words of its own by its class, since its address is no part of it."""
+    kind = type(loss)
+    return kind.__qualname__ if kind.__repr__ is object.__repr__ else repr(loss)
 
 
 def _digest_of(targets: Targets) -> str:

@@ -60,7 +60,7 @@ class Intensity:
 
 @dataclass(frozen=True)
 class Wedge:
-    """Take away the waves that the tomogram's tilt series has not measured.
+    """Take away the waves that the tomogram's tilt series has not measured: ±60 degrees about y if not told.
 
     A turned patch has its own missing wedge in a direction where no microscope puts it, and carries waves
     where there should be none. With this after the turn no patch has waves in the tomogram's wedge, as none

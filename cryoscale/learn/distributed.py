@@ -16,12 +16,14 @@ equals one process that takes the same global batches:
 3. After the last part of a step `sum_` adds the gradients of all parameters; a rank whose share is empty
    brings zeros. Losses and parts are means in the same sense, and are summed alike: every rank knows the
    same numbers and so stops in the same epoch.
-4. At the start `broadcast_module` gives all the weights of rank 0, and `require_same` makes sure that all go
-   on from the same checkpoint. Rank 0 alone saves it; the others wait at `barrier`.
+4. At the start all tell whether they refuse the checkpoint, `require_same` makes sure that they go on from
+   the same one, and `broadcast_module` gives all the weights of rank 0. Rank 0 alone saves it; the others
+   wait for it in the next sum.
 5. Turns and dropout are drawn from seed, epoch, step and rank: with equal seeds the items of every rank would
    be turned alike and lose the same units. A training with either equals one process in distribution only.
    Batch normalisation takes its statistics from the share of each rank, as everywhere without
-   synchronisation; running statistics are averaged over the ranks before each validation.
+   synchronisation; running statistics are averaged over the ranks before each validation, by the items that
+   each had. A rank without items in a step adds nothing to them.
 
 Why not `torch.nn.parallel.DistributedDataParallel`: it averages the gradients over ranks, which is exact for
 equal shares and plain means only. Scaling each loss by (ranks x weight / total) repairs the mean, and a test
@@ -41,7 +43,7 @@ import re
 import socket
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -135,7 +137,7 @@ class Group:
 
         Raises
         ------
-        StateError
+        SurroundingsError
             Naming what differs; on every rank.
         """
         if self.alone:
@@ -146,7 +148,7 @@ class Group:
             distributed.all_reduce(extremes, op=distributed.ReduceOp.MAX)
         other = [k for k, high, low in zip(facts, *extremes.tolist(), strict=True) if high != -low]
         if other:
-            raise StateError(
+            raise SurroundingsError(
                 f"The {self.size} processes of this training do not agree on {', '.join(other)}.",
                 remedy="They must read the same run and its checkpoint from storage that all of them see.",
             )
@@ -191,7 +193,8 @@ def open_group(
         nobody for a password.
     address : str, optional
         Of this machine, where the other processes reach this one; that of `store` by default. Nothing
-        listens on any other.
+        listens on any other interface: it must be loopback, or the first IPv4 address of one (or a name of
+        such), unless GLOO_SOCKET_IFNAME says which interface to take.
     backend : str, optional
         Of torch.distributed; gloo for tensors on the CPU and nccl for those on CUDA by default.
     patience_s : float
@@ -200,7 +203,7 @@ def open_group(
     Raises
     ------
     ConfigurationError
-        This torch cannot do it, or `store` is of another form.
+        This torch cannot do it, `store` is of another form, or nobody can say which interface has `address`.
     StateError
         This process is in a group already.
     SurroundingsError
@@ -339,10 +342,14 @@ def _family(address: str) -> socket.AddressFamily:
 @contextmanager
 def _network(address: str) -> Iterator[None]:
     """Keep gloo and nccl to the interface of an address; what the person has set stays."""
-    interface = _interface_of(address)
+    interface = os.environ.get("GLOO_SOCKET_IFNAME") or _interface_of(address)
+    if interface is None:  # left to themselves they take the one that the name of the machine stands for
+        raise ConfigurationError(
+            f"No interface of this machine has the address {address!r} as its first IPv4 address.",
+            remedy="Give such an IPv4 address, or name the interface by the variable GLOO_SOCKET_IFNAME.",
+        )
     names = [name for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name not in os.environ]
-    if interface is not None:
-        os.environ.update(dict.fromkeys(names, interface))
+    os.environ.update(dict.fromkeys(names, interface))
     try:
         yield
     finally:
@@ -353,7 +360,9 @@ def _network(address: str) -> Iterator[None]:
 def _interface_of(address: str) -> str | None:
     """Find the interface of one of this machine's addresses; None where that cannot be found out."""
     names = [name for _, name in socket.if_nameindex()]
-    if address in (LOOPBACK, "::1", "localhost"):
+    with suppress(OSError):  # of no known name, or IPv6
+        address = socket.gethostbyname(address)
+    if address == "::1" or address.startswith("127."):
         return next((name for name in names if name in ("lo", "lo0")), None)
     try:
         import fcntl

@@ -35,6 +35,7 @@ class Loop:
     Statistics of batch normalisation are those of a process's own share (on CUDA `torch.nn.SyncBatchNorm` in
     the network makes them those of the batch), and their running means are averaged over the processes after
     each epoch. In one process a batch is not cut into parts for them: all of its activations are in memory.
+    A last batch of one item has no statistics of its own, and goes with the batch before it.
     """
 
     def __init__(
@@ -49,7 +50,9 @@ class Loop:
         self.module, self.batches, self.loss, self.settings = module, batches, loss, settings
         self.device, self.group = device, group or Group()
         self.bfloat16 = precision_of(settings.precision, device) == "bfloat16"
-        self.batch_norm = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in module.modules())
+        norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+        self.batch_norm = list(norms)
+        self.trained_items = 0  # of this process, since statistics were last averaged
         axes = batches.inputs.ndim
         self.layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(axes)
         for parameter in module.parameters():
@@ -97,13 +100,12 @@ class Loop:
         self.module.train(train)
         sums = torch.zeros(1, dtype=torch.float64, device=self.device)
         names: list[str] = []
-        size = self.settings.batch_size
-        steps = -(-len(rows) // size)
-        for step in range(steps):
-            batch = np.sort(rows[step * size : (step + 1) * size])  # sorted: read in order
+        batches = self._batches_of(rows, train=train)
+        for step, chosen in enumerate(batches):
+            batch = np.sort(chosen)  # sorted: read in order
             taken = self._share_of(batch, epoch, step, train=train)
             if train:
-                rate = learning_rate_at(self.settings, epoch, step, steps)
+                rate = learning_rate_at(self.settings, epoch, step, len(batches))
                 means, names = self._training_step(*taken, rate=rate)
             else:
                 means, names = self._losses(*taken)
@@ -116,6 +118,12 @@ class Loop:
             raise self._not_finite(rows, epoch)
         return values[0], dict(zip(names, values[1:], strict=True))
 
+    def _batches_of(self, rows: Array, *, train: bool) -> list[Array]:
+        starts = list(range(0, len(rows), self.settings.batch_size))
+        if train and self.batch_norm and len(starts) > 1 and len(rows) - starts[-1] == 1:
+            del starts[-1]
+        return np.split(rows, starts[1:])
+
     def _share_of(self, batch: Array, epoch: int, step: int, *, train: bool) -> tuple[Tensor, Targets, bool]:
         """Take this process's items of a batch; if it has none, one that counts nothing, and say so.
 
@@ -124,6 +132,7 @@ class Loop:
         """
         mine = self.group.share(batch)
         empty = len(mine) == 0
+        self.trained_items += len(mine) if train else 0
         rank = [self.group.rank] if self.group.rank else []
         rng = np.random.default_rng([self.settings.seed, epoch, 2, step, *rank]) if train else None
         if train:
@@ -138,9 +147,21 @@ class Loop:
         self.optimiser.zero_grad(set_to_none=True)
         means, names = self._losses(inputs, targets, empty, train=True)
         if not self.group.alone:
-            self.group.sum_([_gradient_of(p) for p in self.module.parameters() if p.requires_grad])
+            self._sum_gradients()
         step_with(self.optimiser, self.settings, rate)
         return means, names
+
+    def _sum_gradients(self) -> None:
+        """Add up the gradients of all processes; what none of them has a gradient of gets none."""
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        missing = [n for n, p in enumerate(parameters) if p.grad is None]
+        owners = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        self.group.sum_([*map(_gradient_of, parameters), owners])
+        if missing:  # with zeros instead, weight decay and Adam's moments would still make a step
+            counts = owners.tolist()
+            for n in missing:
+                if not counts[n]:
+                    parameters[n].grad = None
 
     def _losses(
         self, inputs: Tensor, targets: Targets, empty: bool, *, train: bool = False
@@ -148,6 +169,7 @@ class Loop:
         """Give this process's share of the losses of one batch, the total first; with `train`, gradients."""
         losses: list[Tensor] = []
         names: list[str] = []
+        self._normalise_by_batch(train and not empty)
         for shares, part, wanted in self._parts(inputs, targets, empty, train=train):
             output = self._output(part)
             total, values, names = self._loss_of(output, part, wanted, shares)
@@ -158,8 +180,27 @@ class Loop:
 
     def _output(self, inputs: Tensor) -> Any:
         ahead = getattr(self.loss, "forward", None)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
-            return self.module(inputs) if ahead is None else ahead(self.module, inputs)
+        try:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16):
+                return self.module(inputs) if ahead is None else ahead(self.module, inputs)
+        except ValueError as error:
+            if not str(error).startswith("Expected more than 1 value per channel"):
+                raise
+            raise ConfigurationError(
+                f"Batch normalisation has no variance of one item of {tuple(inputs.shape[2:])} voxels, of"
+                " which a single one is left on the coarsest grid.",
+                remedy="Take larger boxes, larger batches (for each process), or no batch normalisation.",
+            ) from error
+
+    def _normalise_by_batch(self, wanted: bool) -> None:
+        """Normalise by the items at hand, and keep their statistics, or by those that are kept.
+
+        The latter for an item that counts nothing. Layers that share statistics between processes wait for
+        all of them, and go on as they are.
+        """
+        for layer in self.batch_norm:
+            if not isinstance(layer, nn.SyncBatchNorm):
+                layer.train(wanted)
 
     def _loss_of(
         self, output: Any, part: Tensor, wanted: Targets, shares: dict[str, Count] | None
@@ -215,13 +256,15 @@ class Loop:
         return total
 
     def _average_statistics(self) -> None:
-        """Give every process the same running means and variances of batch normalisation."""
+        """Average the running means and variances of batch normalisation, by the items of each process."""
+        mine, self.trained_items = self.trained_items, 0
         if self.group.alone or not self.batch_norm:
             return
-        buffers = [buffer for buffer in self.module.buffers() if buffer.is_floating_point()]
+        share = mine / self.group.totals([mine])[0]
+        buffers = [buffer for layer in self.batch_norm for buffer in layer.buffers()]
+        for buffer in buffers:  # numbers of batches are those of the first, which has a share of every batch
+            buffer.mul_(share if buffer.is_floating_point() else int(self.group.rank == 0))
         self.group.sum_(buffers)
-        for buffer in buffers:
-            buffer.div_(self.group.size)
 
     def _not_finite(self, rows: Array, epoch: int) -> DataError:
         bad = [int(row) for row in rows if not torch.isfinite(self.batches.inputs[int(row)]).all()]

@@ -7,6 +7,7 @@ one, so that a benchmark can measure each apart.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,7 +30,8 @@ IMPROVEMENTS: dict[str, str] = {
     "normalisation": "each patch is scaled to mean 0 and standard deviation 1",
     "augmentation": "patches are turned, flipped, and changed in gain, offset and noise, anew in each epoch",
     "batch_norm": "batch normalisation after the convolutions, where the network has that option",
-    "schedule": "learning rate up over 5 % of the epochs, then down along half a cosine; weight decay 1e-2",
+    "schedule": "learning rate up over 5 % of the epochs, at least one, then down along half a cosine;"
+    " weight decay 1e-2",
 }
 
 
@@ -94,9 +96,8 @@ class Recipe:
         values: dict[str, Any] = {name: getattr(self, name) for name in SHARED}
         values |= {"validation_fraction": validation / (train + validation), "seed": seed}
         epochs = int(overrides.get("epochs", self.epochs))
-        values["warmup_epochs"] = (
-            self.warmup_epochs * epochs // self.epochs
-        )  # the same share of a shorter one
+        same_share = math.ceil(self.warmup_epochs * epochs / self.epochs)
+        values["warmup_epochs"] = max(0, min(same_share, epochs - 1))  # of one epoch nothing would be left
         return TrainSettings(**{**values, **overrides})
 
     def weights_for(self, heads: Iterable[str]) -> dict[str, float]:
@@ -215,7 +216,7 @@ def _with_batch_norm(recipe: Recipe) -> Recipe:
 
 
 def _scheduled(recipe: Recipe) -> Recipe:
-    return replace(recipe, schedule="cosine", warmup_epochs=recipe.epochs // 20, weight_decay=1e-2)
+    return replace(recipe, schedule="cosine", warmup_epochs=math.ceil(recipe.epochs / 20), weight_decay=1e-2)
 
 
 _IMPROVE: dict[str, Callable[[Recipe], Recipe]] = {

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cryoscale.errors import ConfigurationError, DataError
 from cryoscale.learn.augmentation import Augmentation, augmentation_of, random_turns
 from cryoscale.learn.batches import Batches
-from cryoscale.learn.checkpoint import Checkpoint, Progress, identity_of, pack, unpack
+from cryoscale.learn.checkpoint import Checkpoint, Progress, RefusedCheckpoint, identity_of, pack, resumed
 from cryoscale.learn.distributed import Group
 from cryoscale.learn.hardware import device_of, precision_of, surroundings
 from cryoscale.learn.loop import Loop
@@ -26,7 +26,9 @@ from cryoscale.learn.losses import Loss, SharedLoss
 from cryoscale.learn.settings import EpochRecord, TrainResult, TrainSettings
 from cryoscale.learn.targets import as_targets
 
-__all__ = ["Checkpoint", "EpochRecord", "TrainResult", "TrainSettings", "fit", "split_rows"]
+__all__ = [
+    "Checkpoint", "EpochRecord", "RefusedCheckpoint", "TrainResult", "TrainSettings", "fit", "split_rows",
+]  # fmt: skip
 
 Array = npt.NDArray[Any]
 
@@ -51,11 +53,9 @@ def fit(
     module : nn.Module
         Trained in place; left in evaluation mode with the best weights loaded, on the device of the training.
     inputs_NCZYX : (N, C, Z, Y, X) or (N, C, Y, X) float
-        On a GPU with room for it, all of it is copied there; otherwise batch by batch.
     targets_N : (N, ...), a mapping of such by head, or None
         What the loss compares with, see `cryoscale.learn.targets`; None for autoencoders.
     loss : Loss or SharedLoss
-        See `cryoscale.learn.losses`.
     settings : TrainSettings
     checkpoint : Checkpoint, optional
         Saved after every epoch. If it holds a state, the training goes on from there.
@@ -65,14 +65,10 @@ def fit(
         Instead of what `settings.augmentations` names, or of `random_turns`; only used if `settings` ask for
         either. Validation items are left as they are.
     validation_rows : (V,) int, optional
-        The items to validate on, instead of a random share (for example one side of a tomogram, since
-        neighbouring patches overlap).
+        The items to validate on, instead of a random share (one side of a tomogram, for example).
     group : Group, optional
-        The processes that train together; each calls this with the same arguments and data. A batch is cut
-        into a share for each, and gradients and losses are added up, so that they do what one process does
-        with the same `batch_size`, to rounding (but for dropout and augmentation, of which each process draws
-        its own, and the statistics of batch normalisation). All of them read the checkpoint, rank 0 alone
-        writes it and calls `on_epoch`.
+        The processes that train together; each calls this with the same arguments and data, and gets what one
+        process would get (but for what `cryoscale.learn.distributed` says). Rank 0 alone saves and tells.
 
     Returns
     -------
@@ -82,34 +78,45 @@ def fit(
     ------
     DataError
         Fewer than two items, or the loss is not finite.
-    StateError
-        The checkpoint belongs to other data, settings or another network; or the processes of a group do not
-        start from the same.
+    RefusedCheckpoint
+        A StateError: the checkpoint is damaged, or belongs to other data, settings, or another network.
+    SurroundingsError
+        The processes of a group do not start from the same, or one of them has ended.
     """
-    group = group or Group()
     inputs = torch.as_tensor(inputs_NCZYX)
     targets = as_targets(targets_N, len(inputs))
-    train_rows, validation = split_rows(len(inputs), settings, validation_rows)
+    rows = split_rows(len(inputs), settings, validation_rows)
     device = device_of(settings.device)
     batches = Batches(inputs, targets, device, _augmentation(settings, augmentation, inputs.ndim - 2))
     with surroundings(device, settings.threads):
         loop = Loop(module.to(device), batches, loss, settings, device, group)
-        loop.check()
-        identity = identity_of(module, inputs, targets, settings, validation)
-        state = None if checkpoint is None else checkpoint.load()
-        progress = Progress() if state is None else unpack(state, module, loop.optimiser, identity)
-        group.require_same(identity | {"epoch of the checkpoint": progress.epoch})
-        group.broadcast_module(module)
-        while progress.epoch < settings.epochs and not _out_of_patience(progress, settings):
-            record = loop.run_epoch(progress, train_rows, validation)
-            if group.rank == 0:
-                if checkpoint is not None:
-                    checkpoint.save(pack(module, loop.optimiser, progress, identity))
-                on_epoch(record)
-        module.load_state_dict(progress.best_state)
-        module.eval()
+        return _run(
+            loop, identity_of(module, inputs, targets, settings, rows[1], loss), rows, checkpoint, on_epoch
+        )
+
+
+def _run(
+    loop: Loop,
+    identity: dict[str, Any],
+    rows: tuple[Array, Array],
+    checkpoint: Checkpoint | None,
+    on_epoch: Callable[[EpochRecord], None],
+) -> TrainResult:
+    """Go through the epochs, those before a kill left out, and load the best weights."""
+    module, settings, group = loop.module, loop.settings, loop.group
+    loop.check()
+    progress = resumed(checkpoint, module, loop.optimiser, identity, group)
+    group.broadcast_module(module)
+    while progress.epoch < settings.epochs and not _out_of_patience(progress, settings):
+        record = loop.run_epoch(progress, *rows)
+        if group.rank == 0:
+            if checkpoint is not None:
+                checkpoint.save(pack(module, loop.optimiser, progress, identity))
+            on_epoch(record)
+    module.load_state_dict(progress.best_state)
+    module.eval()
     reason: Literal["patience", "epochs"] = "patience" if _out_of_patience(progress, settings) else "epochs"
-    precision = precision_of(settings.precision, device)
+    precision = precision_of(settings.precision, loop.device)
     return TrainResult(progress.best_state, progress.history, progress.best_epoch, reason, precision)
 
 

@@ -82,7 +82,7 @@ class SliceFilter(nn.Module):
     -----
     Low-pass and high-pass in one are the difference of two Gaussians of widths l and sqrt(l^2 + h^2), because
     Gaussians compose. Each is separable, sampled at the voxels, cut at `halo` and scaled to sum 1, so a
-    constant becomes exactly nothing.
+    constant becomes nothing but rounding.
     """
 
     narrow_K: Tensor

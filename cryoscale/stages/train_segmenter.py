@@ -15,6 +15,7 @@ import numpy.typing as npt
 from cryoscale.data.access import Access
 from cryoscale.data.clusters import Selection
 from cryoscale.data.rows import ROWS_PER_BLOCK
+from cryoscale.data.weights import identity_of
 from cryoscale.errors import DataError, NothingToDoError
 from cryoscale.geometry import Zyx
 from cryoscale.stages.base import WholeStage
@@ -115,7 +116,7 @@ class TrainSegmenterStage(WholeStage):
 def _facts(card: dict[str, Any]) -> dict[str, Any]:
     """Return what the ledger and the summary say of a trained segmenter, from its card alone."""
     levels, patches = card["metrics"]["mask_level_sd"], card["training"]["patches"]
-    facts = {"hash": card["weights_sha256"], "patches": patches, "mask_level_sd": levels}
+    facts = {"hash": identity_of(card), "patches": patches, "mask_level_sd": levels}
     if missing := card["classes"].get("without_members"):
         names = ", ".join(f"'{name}'" for name in missing)
         facts["warning"] = f"no member of {names} is in the training sample: the network learns nothing of it"

@@ -16,8 +16,8 @@ from cryoscale.config.sections import SupervisedConfig, TrainingConfig
 from cryoscale.data.access import Access
 from cryoscale.data.folder import Folder
 from cryoscale.data.tomogram import VOXEL_SIZE_TOLERANCE
-from cryoscale.data.weights import CHECKPOINT, ModelCheckpoint, ModelFolder, identity_of
-from cryoscale.errors import ConfigurationError, FormatError, StateError
+from cryoscale.data.weights import ModelCheckpoint, ModelFolder, identity_of
+from cryoscale.errors import ConfigurationError
 from cryoscale.stages.networks import worker_threads
 from cryoscale.stages.patching import PatchReader
 
@@ -168,7 +168,7 @@ def train(
     facts : dict
         The entry `checkpoint` says why a checkpoint was not used, if so.
     """
-    from cryoscale.learn.training import fit
+    from cryoscale.learn.training import RefusedCheckpoint, fit
 
     folder = access.model(name)
     checkpoint = ModelCheckpoint(folder.folder, checkpoint_key(access))
@@ -182,9 +182,9 @@ def train(
                 augmentation=None if settings.augmentations else turns_and_flips,
             )  # fmt: skip
             break
-        except (StateError, FormatError) as error:
+        except RefusedCheckpoint as error:  # by all processes: that they disagree is another error
             # The same patches cut on other hardware may differ in their last bits, for example.
-            if attempt == 2 or not folder.folder.exists(CHECKPOINT):
+            if attempt == 2:
                 raise
             facts["checkpoint"] = f"not used, trained from the beginning: {error}"
             LOG.warning("%s: the checkpoint was %s", name, facts["checkpoint"])

@@ -72,6 +72,17 @@ def test_intensity_changes_inputs_alone_within_its_limits():
     assert noise.min() < 0.1
 
 
+def test_noise_has_no_waves_in_the_wedge():
+    patches = patches_of(3)
+    found, _ = augmentation_of(("intensity", "wedge", "turns"), 3, intensity=Intensity(0, 0, 0.5))(
+        patches, None, rng()
+    )
+    power = torch.fft.rfft2(found, dim=(-3, -1)).abs().amax(dim=(0, 1, 3))
+    missing = ~Wedge().mask(found.shape[-3], found.shape[-1])
+    assert missing.any()
+    assert float(power[missing].max()) < 1e-4 * float(power.max())
+
+
 def test_the_same_generator_gives_the_same_items():
     augment = augmentation_of(("turns", "flips", "wedge", "intensity"), 3)
     for seed in (0, 1):

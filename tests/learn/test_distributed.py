@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from cryoscale.errors import ConfigurationError, StateError, SurroundingsError
-from cryoscale.learn.distributed import Group, claim_store, group_of, open_group
+from cryoscale.learn.distributed import Group, _network, claim_store, group_of, open_group
 from cryoscale.learn.losses import IGNORED, SegmentationLoss
-from cryoscale.learn.training import TrainSettings, fit, split_rows
+from cryoscale.learn.training import RefusedCheckpoint, TrainSettings, fit, split_rows
 from cryoscale.models.edss3d import EDSS3D
 from cryoscale.models.layers import Dropout
 
@@ -96,6 +96,9 @@ class DiesInEpoch:
     rank: int
     step: int
     count: int = 0
+
+    def __repr__(self) -> str:
+        return repr(SegmentationLoss())  # which the training goes on with
 
     def __call__(self, output: Any, inputs: Any, targets: Any) -> Any:
         self.count += 1
@@ -190,7 +193,7 @@ def primitives(group: Group) -> dict[str, Any]:
     module.running_mean += 5 + group.rank
     group.broadcast_module(module)
     group.require_same({"seed": 3, "data": "abc"})
-    with pytest.raises(StateError, match="do not agree on data"):
+    with pytest.raises(SurroundingsError, match="do not agree on data"):
         group.require_same({"seed": 3, "data": f"of {group.rank}"})
     group.barrier()
     return {
@@ -349,6 +352,37 @@ def test_a_group_goes_on_after_one_process_was_killed(one, tmp_path):
     assert far_apart(told[0]["weights"], told[1]["weights"]) == 0
 
 
+def refuse(rank: int, store: str, folder: Path) -> None:
+    """Be one of two processes whose checkpoint is refused by one, and then by both."""
+    torch.set_num_threads(1)
+    told = []
+    with open_group(rank, 2, store=store, patience_s=PATIENCE_S) as group:
+        for state in ("bad" if rank else "good", "none" if rank else "good", "bad"):
+            try:
+                trained(group, Disk(folder / state))
+            except (RefusedCheckpoint, SurroundingsError) as error:
+                told.append((type(error).__name__, str(error)))
+            group.barrier()  # they are still together
+    (folder / f"told{rank}").write_bytes(pickle.dumps(told))
+
+
+def test_processes_leave_together_when_a_checkpoint_is_refused(tmp_path):
+    good = Disk(tmp_path / "good")
+    trained(None, good)
+    state = good.load()
+    state["progress"]["identity"]["seed"] = 99
+    Disk(tmp_path / "bad").save(state)
+    told, codes = run_two(refuse, [f"file://{tmp_path}/store"] * 2, tmp_path)
+    assert codes == [0, 0]
+    for rank in (0, 1):
+        kinds, texts = zip(*told[rank], strict=True)
+        assert kinds == ("SurroundingsError", "SurroundingsError", "RefusedCheckpoint")
+        assert "Of 2 processes 1 refuse" in texts[0]
+        assert "do not agree on epoch of the checkpoint" in texts[1]
+        assert "differs in seed" in texts[2]
+    assert "differs in seed" in told[1][0][1]
+
+
 @given(st.integers(0, 40), st.integers(1, 9))
 def test_shares_are_contiguous_and_even(n, size):
     rows = np.arange(n) * 3
@@ -391,3 +425,26 @@ def test_a_group_whose_others_do_not_come_says_so():
         pass
     assert not torch.distributed.is_initialized()
     assert "GLOO_SOCKET_IFNAME" not in os.environ
+
+
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::1", "fe80::1"])
+def test_an_address_whose_interface_nobody_knows_is_refused(address, monkeypatch, tmp_path):
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    with (
+        pytest.raises(ConfigurationError, match=rf"{address}.* IPv4 address.*GLOO_SOCKET_IFNAME"),
+        open_group(0, 2, store=f"file://{tmp_path}/store", address=address),
+    ):
+        pass
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="loopback has another name elsewhere")
+def test_loopback_has_its_interface_by_any_name_and_what_a_person_sets_stays(monkeypatch):
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    for address in ("127.0.0.1", "localhost", "::1"):
+        with _network(address):
+            assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
+    with _network("192.0.2.1"):
+        assert os.environ["GLOO_SOCKET_IFNAME"] == "mine"
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "mine"

@@ -5,18 +5,21 @@ import threading
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from cryoscale.errors import SurroundingsError
 from cryoscale.learn.chen import ChenLoss
 from cryoscale.learn.distributed import Group
 from cryoscale.learn.losses import AutoencoderLoss, SegmentationLoss, class_weights_of
 from cryoscale.learn.multitask import MultiTaskLoss
 from cryoscale.learn.settings import TrainSettings
-from cryoscale.learn.training import fit
+from cryoscale.learn.training import RefusedCheckpoint, fit
 from cryoscale.models.edss3d import EDSS3D
+from cryoscale.models.layers import conv3d, initialise, normalisation
 from cryoscale.models.registry import build
 from tests.learn.test_chen import tiles_of
 from tests.learn.test_multitask import targets_of
-from tests.learn.test_training import Memory, network, patches_of, same_bits, without_seconds
+from tests.learn.test_training import Memory, Size, network, patches_of, same_bits, without_seconds
 
 
 class Threads(Group):
@@ -180,3 +183,89 @@ def test_running_means_are_those_of_all_processes():
     assert means
     first = means[0]  # its inputs do not depend on weights after it
     torch.testing.assert_close(results[0].best_state[first], alone.best_state[first], rtol=0.2, atol=0.02)
+
+
+class Kept(nn.Module):
+    """Batch normalisation of the inputs themselves, and a part that nobody trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = initialise(normalisation(1, 3), 0)
+        self.conv = initialise(conv3d(1, 1), 0)
+        self.idle = initialise(conv3d(1, 1), 1)
+
+    def forward(self, x):
+        return self.conv(self.norm(x))
+
+
+def kept(group=None, size=4, n=5, **changes):
+    settings = TrainSettings(epochs=1, batch_size=size, seed=1, **changes)
+    inputs = patches_of(n + 1) * 3 + 5
+    module = Kept()
+    result = fit(module, inputs, None, Size(), settings, validation_rows=np.array([0]), group=group)
+    return result.best_state, inputs[1:]
+
+
+def test_a_process_without_items_adds_nothing_to_the_statistics():
+    (state, inputs), *others = together(3, lambda group: kept(group, size=2, n=2))
+    assert all(same_bits(state, other[0]) for other in others)
+    # Two processes have one item each, the third has none.
+    wanted = 0.1 * inputs.mean()
+    torch.testing.assert_close(state["norm.running_mean"], torch.tensor([wanted]), rtol=1e-5, atol=1e-5)
+    variance = 0.9 + 0.1 * torch.from_numpy(inputs).flatten(1).var(1).mean()
+    torch.testing.assert_close(state["norm.running_var"], variance[None], rtol=1e-5, atol=1e-5)
+    assert int(state["norm.num_batches_tracked"]) == 1
+
+
+def test_a_process_without_items_in_the_last_batch_keeps_its_statistics():
+    (state, inputs), *others = together(3, lambda group: kept(group, size=3, n=5))
+    assert all(same_bits(state, other[0]) for other in others)
+    order = np.random.default_rng([1, 1, 1]).permutation(5)
+    first, last = np.sort(order[:3]), np.sort(order[3:])
+    means = inputs.mean(axis=(1, 2, 3, 4))
+    ends = 0.1 * means[first]
+    ends[:2] = 0.9 * ends[:2] + 0.1 * means[last]
+    wanted = (2 * ends[0] + 2 * ends[1] + ends[2]) / 5
+    torch.testing.assert_close(state["norm.running_mean"], torch.tensor([wanted]), rtol=1e-5, atol=1e-5)
+    assert int(state["norm.num_batches_tracked"]) == 2
+
+
+def test_running_statistics_count_every_item_alike():
+    (state, inputs), other = together(2, lambda group: kept(group, size=3, n=3))
+    assert same_bits(state, other[0])
+    means = inputs.mean(axis=(1, 2, 3, 4))
+    # Two items of three in one process, one in the other: the mean over processes would be another one.
+    torch.testing.assert_close(
+        state["norm.running_mean"], torch.tensor([0.1 * means.mean()]), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_what_nobody_trains_does_not_decay(optimiser):
+    changes = {"optimiser": optimiser, "weight_decay": 0.5, "learning_rate": 0.1}
+    alone, _ = kept(**changes)
+    (state, _), _ = together(2, lambda group: kept(group, **changes))
+    assert torch.equal(alone["idle.weight"], Kept().idle.weight)
+    assert torch.equal(state["idle.weight"], alone["idle.weight"])
+    assert not torch.equal(state["conv.weight"], Kept().conv.weight)
+
+
+def refusing(group, checkpoints):
+    with pytest.raises((RefusedCheckpoint, SurroundingsError)) as raised:
+        autoencoder(group, checkpoint=checkpoints[group.rank])
+    return raised.type, str(raised.value)
+
+
+def test_a_checkpoint_is_refused_by_all_processes_or_the_training_pauses():
+    good, bad = Memory(), Memory()
+    autoencoder(checkpoint=good)
+    state = good.load()
+    state["progress"]["identity"]["seed"] = 4
+    bad.save(state)
+    for all_bad in together(3, lambda group: refusing(group, [bad] * 3)):
+        assert all_bad[0] is RefusedCheckpoint
+        assert "differs in seed" in all_bad[1]
+    some = together(3, lambda group: refusing(group, [good, bad, good]))
+    assert {kind for kind, _ in some} == {SurroundingsError}
+    assert "this one does not" in some[0][1]
+    assert "differs in seed" in some[1][1]

@@ -41,7 +41,19 @@ def test_settings_are_those_of_the_source(model, numbers):
 def test_overrides_win():
     settings = recipe_of("dsm-net", improved=True).settings(epochs=2, batch_size=3, augmentations=())
     assert (settings.epochs, settings.batch_size, settings.augmentations) == (2, 3, ())
-    assert settings.warmup_epochs == 0
+    assert settings.warmup_epochs == 1
+
+
+@pytest.mark.parametrize(("epochs", "warm"), [(100, 5), (101, 6), (30, 2), (10, 1), (2, 1), (1, 0)])
+def test_the_warm_up_is_5_percent_and_at_least_one_epoch_if_another_is_left(epochs, warm):
+    assert recipe_of("dsm-net", improved=["schedule"]).settings(epochs=epochs).warmup_epochs == warm
+    assert recipe_of("dsm-net").settings(epochs=epochs).warmup_epochs == 0
+
+
+@pytest.mark.parametrize("model", RECIPES)
+def test_no_schedule_is_without_a_warm_up(model):
+    recipe = recipe_of(model, improved=["schedule"])
+    assert recipe.warmup_epochs == -(-recipe.epochs // 20) >= 1
 
 
 def changes_of(recipe):

@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from cryoscale.errors import ConfigurationError, DataError, StateError
+from cryoscale.errors import ConfigurationError, DataError, FormatError
 from cryoscale.learn.hardware import precision_of
 from cryoscale.learn.losses import AutoencoderLoss, SegmentationLoss
-from cryoscale.learn.training import EpochRecord, TrainSettings, fit, split_rows
+from cryoscale.learn.training import EpochRecord, RefusedCheckpoint, TrainSettings, fit, split_rows
 from cryoscale.models.autoencoder3d import Autoencoder3D
 from cryoscale.models.edss3d import EDSS3D
+from cryoscale.models.layers import conv3d, initialise, normalisation
 
 BOX = (8, 8, 8)
 QUICK = TrainSettings(epochs=4, batch_size=5, seed=3)
@@ -142,6 +143,8 @@ def test_more_epochs_go_on_from_the_checkpoint():
         ({"patches": patches_of(12, seed=1)}, "inputs"),
         ({"module": Autoencoder3D(BOX, channels=2)}, "network"),
         ({"validation_rows": np.arange(3)}, "validation rows"),
+        ({"loss": AutoencoderLoss(l1=1e-3)}, "loss"),
+        ({"module": Autoencoder3D(BOX, channels=3, dimension=4, code="relu")}, "architecture"),
     ],
 )
 def test_the_checkpoint_of_another_training_is_refused(change, named):
@@ -152,17 +155,99 @@ def test_the_checkpoint_of_another_training_is_refused(change, named):
         "patches": patches_of(12),
         "settings": QUICK,
         "validation_rows": None,
+        "loss": AutoencoderLoss(),
     } | change
-    with pytest.raises(StateError, match=rf"differs in .*{named}"):
+    with pytest.raises(RefusedCheckpoint, match=rf"differs in .*{named}"):
         fit(
             asked["module"],
             asked["patches"],
             None,
-            AutoencoderLoss(),
+            asked["loss"],
             asked["settings"],
             checkpoint=checkpoint,
             validation_rows=asked["validation_rows"],
         )
+
+
+def test_a_checkpoint_that_does_not_say_its_loss_goes_on():
+    """Those that were written before it was compared."""
+    checkpoint = Memory()
+    with pytest.raises(Killed):
+        fit(
+            network(), patches_of(12), None, AutoencoderLoss(), QUICK,
+            checkpoint=checkpoint, on_epoch=killed_after(2),
+        )  # fmt: skip
+    tensors, numbers = checkpoint.kept
+    old = json.loads(numbers)
+    assert old["identity"].pop("loss") == repr(AutoencoderLoss())
+    assert json.loads(old["identity"].pop("architecture")) == network().architecture
+    checkpoint.kept = (tensors, json.dumps(old))
+    result = fit(network(1), patches_of(12), None, AutoencoderLoss(), QUICK, checkpoint=checkpoint)
+    assert len(result.history) == 4
+    undisturbed = fit(network(), patches_of(12), None, AutoencoderLoss(), QUICK)
+    assert same_bits(result.best_state, undisturbed.best_state)
+
+
+def test_a_loss_without_words_of_its_own_is_known_by_its_class():
+    checkpoint, first, second = Memory(), Size(), Size()
+    assert repr(first) != repr(second)
+    data = patches_of(12)
+    fit(Normalised(), data, None, first, TrainSettings(epochs=1, batch_size=5), checkpoint=checkpoint)
+    settings = TrainSettings(epochs=2, batch_size=5)
+    again = fit(Normalised(), data, None, second, settings, checkpoint=checkpoint)
+    assert len(again.history) == 2
+
+
+def test_a_damaged_checkpoint_is_refused():
+    class Damaged(Memory):
+        def load(self):
+            raise FormatError("the file ends too early.")
+
+    with pytest.raises(RefusedCheckpoint, match="ends too early"):
+        fit(network(), patches_of(12), None, AutoencoderLoss(), QUICK, checkpoint=Damaged())
+
+
+class Normalised(nn.Module):
+    """A network with batch normalisation, on a grid of which `side` voxels are left."""
+
+    def __init__(self, side=2):
+        super().__init__()
+        self.down = nn.AdaptiveAvgPool3d(side)
+        self.conv = initialise(conv3d(1, 2, 1), 0)
+        self.norm = initialise(normalisation(2, 3), 0)
+        self.batches = []
+
+    def forward(self, x):
+        if self.training:
+            self.batches.append(len(x))
+        return self.norm(self.conv(self.down(x)))
+
+
+class Size:
+    """A loss of one term."""
+
+    def __call__(self, output, inputs, targets):
+        return output.square().mean() + output.mean(), {}
+
+    def weight(self, inputs, targets):
+        return float(len(inputs))
+
+
+@pytest.mark.parametrize(("n", "wanted"), [(11, [5, 6]), (10, [5, 5]), (12, [5, 5, 2])])
+def test_a_last_batch_of_one_item_goes_with_the_one_before_under_batch_normalisation(n, wanted):
+    module = Normalised(side=1)
+    settings = TrainSettings(epochs=1, batch_size=5)
+    fit(module, patches_of(n + 2), None, Size(), settings, validation_rows=np.array([0, 1]))
+    assert module.batches == wanted
+    plain = Normalised(side=1)
+    plain.norm = nn.Identity()
+    fit(plain, patches_of(13), None, Size(), settings, validation_rows=np.array([0, 1]))
+    assert plain.batches == [5, 5, 1]
+
+
+def test_batches_without_a_variance_are_refused_with_a_remedy():
+    with pytest.raises(ConfigurationError, match=r"one item of \(8, 8, 8\).*larger boxes, larger batches"):
+        fit(Normalised(side=1), patches_of(6), None, Size(), TrainSettings(epochs=1, batch_size=1))
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not():

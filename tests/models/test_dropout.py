@@ -63,6 +63,21 @@ def test_the_mean_stays_and_the_share_is_the_rate(rate):
     assert torch.equal(y.unique(), torch.tensor([0, 1 / (1 - rate)]))
 
 
+@pytest.mark.parametrize("rate", [0.3, 0.45])
+def test_the_mean_stays_in_bfloat16(rate):
+    """The factor itself, rounded to bfloat16, is wrong by 1e-3 for each number."""
+    layer = Dropout(rate)
+    seed_dropout(layer, 0)
+    x = (torch.rand(400, 500, generator=torch.Generator().manual_seed(1)) + 1).bfloat16()
+    y = layer(x)
+    assert y.dtype == torch.bfloat16
+    kept = y != 0
+    factor = float(y[kept].double().mean() / x[kept].double().mean())
+    assert factor == pytest.approx(1 / (1 - rate), rel=1e-4)
+    rounded = float(torch.tensor(1 / (1 - rate)).bfloat16())
+    assert abs(rounded * (1 - rate) - 1) > 3e-4
+
+
 def test_whole_channels_are_dropped_together():
     layer = Dropout(0.5, whole_channels=True)
     seed_dropout(layer, 0)
