@@ -84,7 +84,7 @@ def _improved(data: str, names: Sequence[str]) -> list[Row]:
     together = [
         Row(data, "DSM-Net, all", "dsm-net", ("improved",), improved=tuple(names)),
         Row(data, "SSN3D-ED, all", "ssn3d-ed", ("improved",), improved=tuple(names), budget="dsm-net"),
-        Row(data, "unet3d, all", "unet3d", ("improved", "plain"), improved=without),
+        Row(data, "unet3d, all", "unet3d", ("improved", "plain"), improved=without, budget="dsm-net"),
     ]  # fmt: skip
     return together + alone
 
@@ -100,7 +100,7 @@ def all_rows() -> list[Row]:
     first = [row for data in "AB" for row in papers[data] if row.name in FIRST]
     rest = [row for data in "ABC" for row in papers[data] if row not in first]
     plain = [
-        Row(data, name, model, ("plain",))
+        Row(data, name, model, ("plain",), budget="dsm-net")
         for data in "AB" for name, model in (("unet3d", "unet3d"), ("MONAI U-Net", "monai-unet"))
     ]  # fmt: skip
     ratios = [

@@ -11,14 +11,15 @@ density      ``density``                                            the particle
 split        ``split``, ``set``                                     train, validation or test
 ===========  =====================================================  ========================================
 
-Paths are relative to the table. All boxes of a table have one shape.
+Paths are relative to the table. All boxes of a table have one shape and, where their headers say it, one
+voxel size.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ SPLITS = {
     "train": "train", "training": "train", "validation": "validation",
     "valid": "validation", "val": "validation", "test": "test", "testing": "test",
 }  # fmt: skip
+VOXEL_SIZE_TOLERANCE = 0.05  # as in `cryoscale.data.tomogram`
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class BoxTable:
     shape : Zyx
         Of the first box, voxels.
     voxel_size_angstrom : float or None
-        Of the first box; None where its header leaves it unset.
+        Of the first box; None where its header leaves it unset (0 or 1 Å).
     """
 
     path: Path
@@ -109,26 +111,64 @@ def read_box_table(path: str | os.PathLike[str]) -> BoxTable:
     )  # fmt: skip
 
 
-def read_boxes(files: Sequence[Path], shape: Zyx) -> npt.NDArray[np.float32]:
+def read_boxes(
+    files: Sequence[Path], shape: Zyx, voxel_size_angstrom: float | None = None
+) -> npt.NDArray[np.float32]:
     """Read boxes into one array (N, Z, Y, X).
+
+    Parameters
+    ----------
+    files : sequence of Path
+    shape : Zyx
+        Of every box, voxels.
+    voxel_size_angstrom : float, optional
+        Of every box; None: that of the first one whose header says it. Headers with 0 or 1 Å say nothing.
 
     Raises
     ------
     FormatError
-        A box has another shape, or values that are not finite.
+        A box has another shape or voxel size, or values that are not finite.
     """
     boxes = np.empty((len(files), *shape), np.float32)
-    for number, file in enumerate(files):
-        with MrcVolume(file, ignore_voxel_size=True) as volume:
+    for number, box in enumerate(_each_box(files, shape, voxel_size_angstrom)):
+        boxes[number] = box
+    return boxes
+
+
+def read_masks(
+    files: Sequence[Path], shape: Zyx, voxel_size_angstrom: float | None = None
+) -> npt.NDArray[np.uint8]:
+    """Read masks into one array (N, Z, Y, X): 1 where a box is not 0; else as `read_boxes`."""
+    masks = np.empty((len(files), *shape), np.uint8)
+    for number, box in enumerate(_each_box(files, shape, voxel_size_angstrom)):
+        masks[number] = box != 0
+    return masks
+
+
+def _each_box(
+    files: Sequence[Path], shape: Zyx, voxel_size_angstrom: float | None
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Read boxes one by one, all of one shape and voxel size."""
+    size, whose = voxel_size_angstrom, "the table's boxes"
+    for file in files:
+        with MrcVolume(file, ignore_voxel_size=False) as volume:
             if volume.shape != shape:
                 raise FormatError(
                     f"{file} is {tuple(volume.shape)} voxels, the first box of the table {tuple(shape)}.",
                     remedy="Cut all boxes to one shape.",
                 )
-            boxes[number] = volume.read(Box.whole(shape))
-        if not np.isfinite(boxes[number]).all():
+            mine = volume.header.voxel_size_angstrom
+            if mine is not None and size is None:
+                size, whose = mine, str(file)
+            if mine is not None and size is not None and abs(mine / size - 1) > VOXEL_SIZE_TOLERANCE:
+                raise FormatError(
+                    f"{file} has voxels of {mine:g} Å, {whose} of {size:g} Å.",
+                    remedy="Correct the voxel size in its header (0: unknown), or bring all boxes to one.",
+                )
+            box = volume.read(Box.whole(shape)).astype(np.float32, copy=False)
+        if not np.isfinite(box).all():
             raise FormatError(f"{file} has voxels that are not finite.", remedy="Leave that box out.")
-    return boxes
+        yield box
 
 
 def in_order(names: npt.NDArray[np.str_]) -> tuple[str, ...]:

@@ -10,15 +10,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cryoscale.config.run import RunConfig
 from cryoscale.data.access import Access
+from cryoscale.data.subtomograms import ROWS_PER_SHARD, Subtomograms
+from cryoscale.data.tables import Table
 from cryoscale.errors import ConfigurationError, DataError, NothingToDoError
 from cryoscale.geometry import Zyx
 from cryoscale.stages.supervised_set import SupervisedSet, Targets, colors_of, wanted_heads
+
+if TYPE_CHECKING:
+    from cryoscale.formats.subtomograms import BoxTable
 
 PARTICLE = ("particle",)  # what the mask of a box is called
 CENTRE = 0.25  # radius of the ball in the middle of a box, in sides, that is compared with what lies outside
@@ -27,7 +33,7 @@ Boxes = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Particles:
-    """Boxes with whatever is known of them."""
+    """Boxes with what is known of them and learned."""
 
     data: Boxes
     class_N: npt.NDArray[np.str_] | None
@@ -50,21 +56,49 @@ def set_of_particles(access: Access) -> SupervisedSet:
     DataError
         A mask is empty everywhere, boxes are flat, or only one class is there to classify.
     """
-    config = access.config.supervised
-    found = _of_table(access, config.subtomograms) if config.subtomograms else _of_run(access)
-    available = tuple(
-        head
-        for head, there in (
-            ("cls", found.class_N is not None and len(found.names) > 1),
-            ("seg", found.masks is not None),
-            ("rec", found.densities is not None),
-        )
-        if there
-    )
-    where = config.subtomograms or "the subtomograms of the run"
+    config = access.config
+    if config.supervised.subtomograms:
+        from cryoscale.formats.subtomograms import read_box_table
+
+        table = read_box_table(config.supervised.subtomograms)
+        check_boxes(config, table.shape)
+        heads = heads_to_learn(config, heads_of_table(table))
+        return _assembled(access, _of_table(access, table, heads), heads)
+    check_boxes(config, count_particles(access)[1])
+    tables = [access.subtomograms(tomogram).table for tomogram in access.tomograms]
+    kinds = {str(name) for table in tables for name in table["class_name"]}
+    heads = heads_to_learn(config, heads_of_run(len(kinds)))
+    return _assembled(access, _of_run(access, tables, heads), heads)
+
+
+def heads_of_table(table: BoxTable) -> tuple[str, ...]:
+    """List what can be learned from the columns of a table."""
+    kinds = 0 if table.class_N is None else len(set(table.class_N.tolist()))
+    known = (("cls", kinds > 1), ("seg", table.masks is not None), ("rec", table.densities is not None))
+    return tuple(head for head, there in known if there)
+
+
+def heads_of_run(kinds: int) -> tuple[str, ...]:
+    """List what can be learned from a simulated run's own boxes of so many kinds of particles."""
+    return ("cls", "seg", "rec") if kinds > 1 else ("seg", "rec")
+
+
+def heads_to_learn(config: RunConfig, available: tuple[str, ...]) -> tuple[str, ...]:
+    """List what the network learns of what its boxes have.
+
+    Raises
+    ------
+    ConfigurationError
+        It needs what they do not have.
+    """
+    where = config.supervised.subtomograms or "the subtomograms of the run"
     known = ", ".join({"cls": "classes", "seg": "masks", "rec": "densities"}[head] for head in available)
-    heads = wanted_heads(config, available, f"{where} has {known or 'nothing to learn from'}")
-    return _assembled(access, found, heads)
+    return wanted_heads(config.supervised, available, f"{where} has {known or 'nothing to learn from'}")
+
+
+def bytes_per_voxel(heads: tuple[str, ...]) -> int:
+    """Return what a voxel of a box takes: float32, a byte of its mask, and float32 of its density."""
+    return 4 + ("seg" in heads) + 4 * ("rec" in heads)
 
 
 def count_particles(access: Access) -> tuple[int, Zyx]:
@@ -83,7 +117,7 @@ def count_particles(access: Access) -> tuple[int, Zyx]:
     return asked.count, Zyx.of(asked.size_voxels)
 
 
-def check_boxes(access: Access, shape: Zyx) -> None:
+def check_boxes(config: RunConfig, shape: Zyx) -> None:
     """Refuse patches that are not cut as the boxes are.
 
     Raises
@@ -91,7 +125,7 @@ def check_boxes(access: Access, shape: Zyx) -> None:
     ConfigurationError
         With the settings that would do.
     """
-    patch = access.config.patch
+    patch = config.patch
     if Zyx.of(patch.box) != shape or patch.smooth_sigma_voxels != 0:
         size = shape[0] if len(set(shape)) == 1 else list(shape)
         raise ConfigurationError(
@@ -104,52 +138,62 @@ def check_boxes(access: Access, shape: Zyx) -> None:
 # -- where boxes come from -----------------------------------------------------------------------------------
 
 
-def _of_run(access: Access) -> Particles:
-    """Read the subtomograms of a simulated run."""
-    _, shape = count_particles(access)
-    check_boxes(access, shape)
-    read: dict[str, list[Any]] = {name: [] for name in ("data", "mask", "density", "class", "name", "split")}
-    sizes = []
-    for tomogram in access.tomograms:
+def _of_run(access: Access, tables: list[Table], heads: tuple[str, ...]) -> Particles:
+    """Read of a simulated run's subtomograms what is learned, shard by shard into its place."""
+    shape = count_particles(access)[1]
+    wanted = {"data": np.float32} | ({"mask": np.uint8} if "seg" in heads else {})
+    wanted |= {"density": np.float32} if "rec" in heads else {}
+    count = sum(len(table["class"]) for table in tables)
+    arrays: dict[str, npt.NDArray[Any]] = {
+        name: np.empty((count, *shape), dtype) for name, dtype in wanted.items()
+    }
+    first, sizes = 0, []
+    for tomogram, table in zip(access.tomograms, tables, strict=True):
         level = access.working_level(tomogram)
         if level:
             raise ConfigurationError(
                 f"subtomograms are of level 0, '{tomogram}' is worked on at level {level}.",
                 remedy="Leave run.working_voxel_size_angstrom away.",
             )
-        boxes = access.subtomograms(tomogram)
-        table = boxes.table
-        for name in ("data", "mask", "density"):
-            read[name].append(boxes.read(name, slice(None)))
-        for key, column in (("class", "class"), ("name", "class_name"), ("split", "split")):
-            read[key].append(table[column])
+        rows = len(table["class"])
+        _read_into({k: v[first : first + rows] for k, v in arrays.items()}, access.subtomograms(tomogram))
+        first += rows
         sizes.append(access.open_tomogram(tomogram).facts.levels[0].voxel_size_angstrom)
-    joined = {name: np.concatenate(parts) for name, parts in read.items()}
-    names = joined["name"].astype(np.str_)
-    order = dict(
-        sorted({int(value): str(name) for value, name in zip(joined["class"], names, strict=True)}.items())
+    class_N, name_N, split_N = (
+        np.concatenate([table[key] for table in tables]) for key in ("class", "class_name", "split")
     )
+    order = dict(sorted({int(v): str(name) for v, name in zip(class_N, name_N, strict=True)}.items()))
     return Particles(
-        joined["data"], names, tuple(dict.fromkeys(order.values())), joined["mask"], joined["density"],
-        joined["split"].astype(np.str_), sizes[0], {"density": "canonical", "objects": "dark"},
+        arrays["data"], name_N.astype(np.str_), tuple(dict.fromkeys(order.values())), arrays.get("mask"),
+        arrays.get("density"), split_N.astype(np.str_), sizes[0],
+        {"density": "canonical", "objects": "dark"},
     )  # fmt: skip
 
 
-def _of_table(access: Access, path: str) -> Particles:
-    """Read a table of boxes and normalise them."""
-    from cryoscale.formats.subtomograms import in_order, read_box_table, read_boxes
+def _read_into(arrays: dict[str, npt.NDArray[Any]], boxes: Subtomograms) -> None:
+    """Fill arrays with one tomogram's boxes."""
+    for name, values in arrays.items():
+        for start in range(0, len(values), ROWS_PER_SHARD):
+            part = slice(start, min(start + ROWS_PER_SHARD, len(values)))
+            values[part] = boxes.read(name, part)
 
-    table = read_box_table(path)
-    check_boxes(access, table.shape)
-    data = read_boxes(table.files, table.shape)
-    masks = None
+
+def _of_table(access: Access, table: BoxTable, heads: tuple[str, ...]) -> Particles:
+    """Read the boxes of a table and normalise them; of their truth, what is learned."""
+    from cryoscale.formats.subtomograms import in_order, read_boxes, read_masks
+
+    size = table.voxel_size_angstrom
+    data = read_boxes(table.files, table.shape, size)
+    masks = None  # they tell the contrast too, learned or not
     if table.masks is not None:
-        masks = (read_boxes(table.masks, table.shape) != 0).astype(np.uint8)
+        masks = read_masks(table.masks, table.shape, size)
     contrast = normalise_boxes(data, table.files, masks, access.config.ingest.contrast)
+    densities = None
+    if table.densities is not None and "rec" in heads:
+        densities = read_boxes(table.densities, table.shape, size)
     return Particles(
-        data, table.class_N, () if table.class_N is None else in_order(table.class_N), masks,
-        None if table.densities is None else read_boxes(table.densities, table.shape),
-        table.split_N, table.voxel_size_angstrom,
+        data, table.class_N, () if table.class_N is None else in_order(table.class_N),
+        masks if "seg" in heads else None, densities, table.split_N, size,
         {"density": "each box to zero mean and unit sd", "objects": "dark", "contrast": contrast},
     )  # fmt: skip
 
@@ -181,14 +225,31 @@ def normalise_boxes(
         box -= np.float32(box.mean(dtype=np.float64))
         box /= np.float32(sd)
     if contrast == "auto":
-        inside = masks.astype(bool) if masks is not None and masks.any() else _middle(data.shape[1:])
-        inside = np.broadcast_to(inside, data.shape)
-        contrast = (
-            "bright" if data[inside].mean(dtype=np.float64) > data[~inside].mean(dtype=np.float64) else "dark"
-        )
+        contrast = _contrast_of(data, masks)
     if contrast == "bright":
         np.negative(data, out=data)
     return contrast
+
+
+def _contrast_of(data: Boxes, masks: npt.NDArray[np.uint8] | None) -> str:
+    """Compare particles with what lies around them, box by box: no copy of all boxes is made."""
+    masked = masks is not None and masks.any()
+    middle = _middle(data.shape[1:])
+    inside, outside, voxels = 0.0, 0.0, 0
+    for number, box in enumerate(data):
+        where = masks[number] != 0 if masked and masks is not None else middle
+        inside += float(box[where].sum(dtype=np.float64))
+        outside += float(box[~where].sum(dtype=np.float64))
+        voxels += int(where.sum())
+    return "bright" if inside / max(voxels, 1) > outside / max(data.size - voxels, 1) else "dark"
+
+
+def _sd(boxes: Boxes, rows: npt.NDArray[np.int64]) -> float:
+    """Return the sd over all voxels of some boxes, box by box."""
+    voxels = len(rows) * boxes[0].size
+    mean = sum(float(boxes[row].sum(dtype=np.float64)) for row in rows) / voxels
+    square = sum(float(np.square(boxes[row] - mean, dtype=np.float64).sum()) for row in rows)
+    return float(np.sqrt(square / voxels))
 
 
 def _middle(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
@@ -218,7 +279,7 @@ def _assembled(access: Access, found: Particles, heads: tuple[str, ...]) -> Supe
     preprocessing = dict(found.preprocessing)
     if "rec" in heads:
         assert found.densities is not None
-        scale = float(found.densities[kept].std(dtype=np.float64)) or 1.0
+        scale = _sd(found.densities, kept) or 1.0
         preprocessing["density_sd"] = scale
     made = _rows(found, heads, kept, scale)
     validation = np.flatnonzero(split_N[kept] == "validation")
@@ -253,10 +314,12 @@ def _rows(
         targets["cls"] = np.array([index[str(name)] for name in found.class_N[rows]], np.int64)
     if "seg" in heads:
         assert found.masks is not None
-        targets["seg"] = (found.masks[rows] != 0).astype(np.uint8)
+        targets["seg"] = found.masks[rows]
+        np.minimum(targets["seg"], 1, out=targets["seg"])
     if "rec" in heads:
         assert found.densities is not None
-        targets["rec"] = found.densities[rows][:, None] * np.float32(-1.0 / (scale or 1.0))
+        targets["rec"] = found.densities[rows][:, None]
+        targets["rec"] *= np.float32(-1.0 / (scale or 1.0))
     segments = "seg" in heads
     return SupervisedSet(
         inputs=found.data[rows][:, None],
@@ -272,7 +335,7 @@ def _check_masks(found: Particles, rows: npt.NDArray[np.int64], heads: tuple[str
     if "seg" not in heads:
         return
     assert found.masks is not None
-    if not found.masks[rows].any() or found.masks[rows].all():
+    if not any(found.masks[row].any() for row in rows) or all(found.masks[row].all() for row in rows):
         raise DataError(
             "the masks of all boxes are empty, or full.", remedy="A mask is not 0 where the particle is."
         )

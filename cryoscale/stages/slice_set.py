@@ -21,25 +21,30 @@ import numpy.typing as npt
 
 from cryoscale.config.sections import SupervisedConfig
 from cryoscale.data.access import Access
-from cryoscale.data.rows import PICK_TILE_VOXELS
 from cryoscale.errors import ConfigurationError, DataError
 from cryoscale.geometry import Box, Grid, Zyx, round_up
 from cryoscale.ops.tiles import reflected
-from cryoscale.stages.label_boxes import Labelled, labelled_tomograms
+from cryoscale.stages.label_boxes import labelled_tomograms
 from cryoscale.stages.patching import PatchReader
+from cryoscale.stages.slice_drawing import (
+    CELL,
+    VALUES,
+    Indices,
+    Place,
+    Source,
+    Tiling,
+    draw_tiles,
+    tile_count,
+)
+from cryoscale.stages.supervised_set import IGNORED
 
 if TYPE_CHECKING:
     from cryoscale.ops.slices import SliceFilter
 
-IGNORED = 255  # as in `cryoscale.learn.targets`, which imports torch
-CELL = PICK_TILE_VOXELS  # smoothing works in these: a cell is filtered once, however many tiles it is in
 PAPER_TILE = {"unet2d": 512, "cnn2d-chen": 64}
 ALIGNMENT = {"unet2d": 16, "cnn2d-chen": 2}
-VALUES = 256
 CHUNK_BYTES = 256 * 2**20  # of density read for tiles that are not finished yet
 AXES = "zyx"
-
-Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,12 @@ class SliceSet:
     class_names : tuple of str
         Of the label values 1, 2, ….
     validation_rows : (V,) int64
-        A share of the tiles, drawn by the seed.
+        Tiles of the planes that are held back; or a share of all tiles, drawn by the seed, where no tomogram
+        has enough planes, or a class would not be seen in those that are left. The notes say which.
     notes : dict
         For the model card: `slices` (axis, tile in voxels, neighbours), `preprocessing` (see
         `cryoscale.ops.slices.preprocessing_of`; empty if there is none), `classes` (names, colors), and
-        `sample`, what was counted: tiles, and voxels of each class in the labels.
+        `sample`, what was counted: tiles, voxels of each class in the labels, and how tiles are held back.
     """
 
     inputs_NCYX: npt.NDArray[np.float32]
@@ -67,46 +73,6 @@ class SliceSet:
     class_names: tuple[str, ...]
     validation_rows: Indices
     notes: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """The form of all tiles: their axis and side, and what is read around them."""
-
-    axis: int  # 0, 1, 2 for z, y, x
-    tile: int
-    neighbours: int
-    halo: int  # read on each side of the tile, to filter it
-
-    @property
-    def planes(self) -> int:
-        """How many planes a tile has."""
-        return 2 * self.neighbours + 1
-
-    @property
-    def side(self) -> int:
-        """Extent of what is read across a slice."""
-        return self.tile + 2 * self.halo
-
-    def window(self, place: Place) -> Box:
-        """Return what is read for a tile; it may leave the volume."""
-        start, size = [v - self.halo for v in place.first], [self.side, self.side]
-        start.insert(self.axis, place.plane - self.neighbours)
-        size.insert(self.axis, self.planes)
-        return Box.of(start, [a + n for a, n in zip(start, size, strict=True)])
-
-    def flat(self, window_ZYX: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Put the planes first: (C, U, V), a view."""
-        return np.moveaxis(window_ZYX, self.axis, 0)
-
-
-@dataclass(frozen=True, order=True)
-class Place:
-    """Where a tile is cut: number of the tomogram, plane along the axis, and its first pixel across."""
-
-    source: int
-    plane: int
-    first: tuple[int, int]
 
 
 def slice_set(access: Access) -> SliceSet:
@@ -136,11 +102,11 @@ def slice_set(access: Access) -> SliceSet:
     """
     asked = access.config.supervised
     labelled, names, colors = labelled_tomograms(access)
-    sources = [_Source(access, one, names) for one in labelled]
+    sources = [Source(access, one, names) for one in labelled]
     shapes = [source.shape for source in sources]
     tiling, band = _tiling(asked, shapes)
-    counts_TKL = [source.counts() for source in sources]
-    voxels_L = np.sum([counts_KL.sum(axis=0) for counts_KL in counts_TKL], axis=0)
+    counts_TPL = [source.counts(tiling.axis) for source in sources]
+    voxels_L = np.sum([counts_PL.sum(axis=0) for counts_PL in counts_TPL], axis=0)
     missing = [f"'{name}'" for name, voxels in zip(names, voxels_L[1:], strict=True) if not voxels]
     if missing:
         where = ", ".join(source.name for source in sources[:5])
@@ -148,7 +114,7 @@ def slice_set(access: Access) -> SliceSet:
             f"no voxel of class {', '.join(missing)} is labelled in {where}.",
             remedy="Draw it, or leave its name out of supervised.classes.",
         )
-    places = _places(asked, sources, counts_TKL, tiling)
+    places, validation, how = draw_tiles(asked, sources, counts_TPL, tiling)
     if len(places) < 2:
         raise DataError(
             f"the labels give {len(places)} tile: one to train on and one to validate on are needed.",
@@ -160,9 +126,9 @@ def slice_set(access: Access) -> SliceSet:
         "slices": {"axis": asked.axis, "tile": tiling.tile, "neighbours": asked.neighbours},
         "preprocessing": preprocessing,
         "classes": {"names": list(names), "colors": [list(color) for color in colors]},
-        "sample": {"tiles": len(places), "voxels": counted},
+        "sample": {"tiles": len(places), "voxels": counted, "validation": how},
     }
-    return SliceSet(inputs, targets, names, _held_back(len(places), asked), notes)
+    return SliceSet(inputs, targets, names, validation, notes)
 
 
 def tile_side(access: Access) -> int:
@@ -177,37 +143,12 @@ def slice_set_bytes(access: Access) -> int:
     readers = [PatchReader.for_access(access, name) for name in access.tomograms]
     shapes = [reader.level.shape for reader in readers]
     tiling, _ = _tiling(asked, shapes)
-    kept = _tile_count(asked, shapes, tiling) * tiling.tile**2 * (4 * tiling.planes + 1)
+    kept = tile_count(asked, shapes, tiling) * tiling.tile**2 * (4 * tiling.planes + 1)
     under_way = CHUNK_BYTES + 16 * tiling.planes * tiling.side**2
     cell = max(reader.bytes_per_gather() for reader in readers) + CELL**3 * (4 + 1 + 8)
     cells = sum(len(Grid.of(shape, CELL)) for shape in shapes)
-    return kept + under_way + cell + cells * VALUES * 8
-
-
-class _Source:
-    """One tomogram: its density as networks see it, and its labels."""
-
-    def __init__(self, access: Access, labelled: Labelled, names: Sequence[str]) -> None:
-        self.name, self.names, self.labelled = labelled.tomogram, names, labelled
-        self.reader = PatchReader.for_access(access, labelled.tomogram)
-        self.shape = labelled.shape
-        self.grid = list(Grid.of(self.shape, CELL).boxes())
-
-    def labels(self, box: Box) -> npt.NDArray[np.uint8]:
-        """Read labels of a box inside the tomogram."""
-        found_ZYX: npt.NDArray[np.uint8] = self.labelled.read(box)
-        return found_ZYX
-
-    def counts(self) -> Indices:
-        """Count the voxels of each class in each cell, (K, L)."""
-        counts = np.array([np.bincount(self.labels(cell).ravel(), minlength=VALUES) for cell in self.grid])
-        if counts[:, len(self.names) + 1 : IGNORED].any():
-            raise DataError(
-                f"the labels of '{self.name}' have values beyond their {len(self.names)} classes"
-                f" ({', '.join(self.names)}).",
-                remedy="Name them by supervised.classes, or set them to 255: unknown.",
-            )
-        return counts[:, : len(self.names) + 1]
+    planes = sum(shape[tiling.axis] for shape in shapes)
+    return kept + under_way + cell + (cells + planes) * VALUES * 8
 
 
 def _tiling(asked: SupervisedConfig, shapes: Sequence[Zyx]) -> tuple[Tiling, SliceFilter | None]:
@@ -229,73 +170,8 @@ def _tiling(asked: SupervisedConfig, shapes: Sequence[Zyx]) -> tuple[Tiling, Sli
     return Tiling(axis, tile, 0, band.halo), band
 
 
-def _tile_count(asked: SupervisedConfig, shapes: Sequence[Zyx], tiling: Tiling) -> int:
-    """Return how many tiles are wanted: at most `max_patches`, and at most what fits beside each other."""
-    beside = 0
-    for shape in shapes:
-        across = [math.ceil(n / tiling.tile) for axis, n in enumerate(shape) if axis != tiling.axis]
-        beside += shape[tiling.axis] * math.prod(across)
-    return min(asked.max_patches, beside)
-
-
-def _places(
-    asked: SupervisedConfig, sources: Sequence[_Source], counts_TKL: Sequence[Indices], tiling: Tiling
-) -> list[Place]:
-    """Draw places about voxels of objects and of the background; sorted, none twice."""
-    wanted = _tile_count(asked, [source.shape for source in sources], tiling)
-    rng = np.random.default_rng([asked.seed, 3])
-    draws = 4 * wanted  # where a tile is a whole plane most draws are the same one: more find nearly all
-    objects, n_classes = round(asked.object_share * draws), counts_TKL[0].shape[1] - 1
-    quotas = [objects * (n + 1) // n_classes - objects * n // n_classes for n in range(n_classes)]
-    found = [
-        _place_about(voxel, number, sources[number].shape, tiling, rng)
-        for number, voxel in _drawn_voxels(sources, counts_TKL, [draws - objects, *quotas], rng)
-    ]
-    return sorted(list(dict.fromkeys(found[n] for n in rng.permutation(len(found))))[:wanted])
-
-
-def _drawn_voxels(
-    sources: Sequence[_Source],
-    counts_TKL: Sequence[Indices],
-    quota_L: Sequence[int],
-    rng: np.random.Generator,
-) -> Iterator[tuple[int, Indices]]:
-    """Draw so many voxels of each class, evenly over all its voxels: number of the tomogram, voxel."""
-    cells = [(number, cell) for number, counts_KL in enumerate(counts_TKL) for cell in range(len(counts_KL))]
-    counts_KL = np.concatenate(counts_TKL)
-    drawn: dict[int, list[tuple[int, Indices]]] = {}
-    for value, quota in enumerate(quota_L):
-        ends = np.cumsum(counts_KL[:, value])
-        if not quota or not ends[-1]:
-            continue
-        ordinals = np.sort(rng.integers(ends[-1], size=quota))
-        inside = np.searchsorted(ends, ordinals, side="right")
-        for cell in np.unique(inside).tolist():
-            before = ends[cell] - counts_KL[cell, value]
-            drawn.setdefault(cell, []).append((value, ordinals[inside == cell] - before))
-    for cell in sorted(drawn):
-        number, place = cells[cell]
-        box = sources[number].grid[place]
-        labels = sources[number].labels(box)
-        for value, ordinals in drawn[cell]:
-            voxels = np.flatnonzero(labels == value)[ordinals]
-            for voxel in np.stack(np.unravel_index(voxels, labels.shape), axis=1):
-                yield number, voxel + np.array(box.start)
-
-
-def _place_about(voxel: Indices, number: int, shape: Zyx, tiling: Tiling, rng: np.random.Generator) -> Place:
-    """Put a tile so that a voxel lies in its middle half, and inside of the slice where it fits into that."""
-    shift = rng.integers(tiling.tile // 4, tiling.tile - tiling.tile // 4, size=2)
-    across = [axis for axis in range(3) if axis != tiling.axis]
-    first = []
-    for axis, ahead in zip(across, shift.tolist(), strict=True):
-        room = shape[axis] - tiling.tile
-        first.append(room // 2 if room <= 0 else min(max(int(voxel[axis]) - ahead, 0), room))
-    return Place(number, int(voxel[tiling.axis]), (first[0], first[1]))
-
-
 def _cut(
-    sources: Sequence[_Source], places: Sequence[Place], tiling: Tiling, band: SliceFilter | None
+    sources: Sequence[Source], places: Sequence[Place], tiling: Tiling, band: SliceFilter | None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], dict[str, Any]]:
     """Cut all tiles, filter and scale them; the last is what the card says of that."""
     inputs = np.empty((len(places), tiling.planes, tiling.tile, tiling.tile), np.float32)
@@ -315,7 +191,7 @@ def _cut(
 
 
 def _read(
-    source: _Source, windows: Sequence[Box]
+    source: Source, windows: Sequence[Box]
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]]:
     """Yield density (reflected at the faces) and labels (unknown beyond them) of windows, read by cells."""
     inside = [window.intersect(Box.whole(source.shape)) for window in windows]
@@ -362,10 +238,3 @@ def _scale(band: SliceFilter, inputs: npt.NDArray[np.float32]) -> dict[str, Any]
         np.clip(tile, -fitted.clamp, fitted.clamp, out=tile)
         tile /= np.float32(fitted.clamp)
     return fitted.card
-
-
-def _held_back(tiles: int, asked: SupervisedConfig) -> Indices:
-    """Draw the tiles to validate on."""
-    share = min(max(1, round(tiles * asked.validation_fraction)), tiles - 1)
-    rows: Indices = np.sort(np.random.default_rng([asked.seed, 5]).permutation(tiles)[:share])
-    return rows

@@ -8,6 +8,7 @@ from cryoscale.config.sections import IN_SLICES
 from cryoscale.data.access import Access
 from cryoscale.geometry import Zyx
 from cryoscale.stages.patching import PatchReader
+from cryoscale.stages.supervised_set import HEADS
 from cryoscale.stages.training import batch_bytes, training_bytes, voxels_at_work
 
 CHANNELS = {"unet2d": 64, "cnn2d-chen": 40}  # of the papers; 32 for the others
@@ -32,7 +33,9 @@ def supervised_bytes(access: Access) -> int:
 
     batch = config.batch_size or recipe_of(config.model).batch_size
     voxels, sample, gather = _set(access)
-    at_work = voxels_at_work(batch, voxels) if config.model != "cnn2d-chen" else batch * voxels
+    # Statistics of a batch, and the logarithm of Chen's loss, are of the whole batch: it is not cut.
+    whole = config.model == "cnn2d-chen" or config.normalises_batches
+    at_work = batch * voxels if whole else voxels_at_work(batch, voxels)
     channels = config.channels or CHANNELS.get(config.model, 32)
     networks = ASSUMED_CLASSES if config.model == "cnn2d-chen" else 1  # one for each feature
     floats = 32 + channels * FLOATS.get(config.model, 8) * networks + 4 * ASSUMED_CLASSES
@@ -53,13 +56,6 @@ def _parameters(access: Access, channels: int) -> int:
     return int(count)
 
 
-def _recovers(access: Access) -> bool:
-    config = access.config.supervised
-    return (
-        config.model == "dsm-net" and config.truth == "subtomograms" and "rec" in (config.heads or ("rec",))
-    )
-
-
 def _set(access: Access) -> tuple[int, int, int]:
     """Return the voxels of an item, the bytes of the whole set, and those of making it."""
     config = access.config.supervised
@@ -69,11 +65,22 @@ def _set(access: Access) -> tuple[int, int, int]:
         tile = slice_set.tile_side(access)
         return tile * tile * (2 * config.neighbours + 1), slice_set.slice_set_bytes(access), 0
     if config.truth == "subtomograms":
-        from cryoscale.stages.particle_boxes import count_particles
-
-        count, box = count_particles(access)
-        return box.voxels, count * box.voxels * (9 if _recovers(access) else 5), 9 * count * box.voxels
+        return _particles(access)
     return _boxes(access)
+
+
+def _particles(access: Access) -> tuple[int, int, int]:
+    """All boxes as they are read, and the rows of a split copied out of them."""
+    from cryoscale.data.subtomograms import ROWS_PER_SHARD
+    from cryoscale.stages.particle_boxes import bytes_per_voxel, count_particles
+
+    config = access.config.supervised
+    heads = {"dsm-net": config.heads or HEADS, "dsrf3d-v2": ("cls",)}.get(str(config.model), ("seg",))
+    if config.subtomograms and "seg" not in heads:
+        heads = (*heads, "seg")  # masks of a table tell the contrast too
+    count, box = count_particles(access)
+    held = count * box.voxels * bytes_per_voxel(heads)
+    return box.voxels, held, held + 12 * min(count, ROWS_PER_SHARD) * box.voxels  # a shard as it is unpacked
 
 
 def _boxes(access: Access) -> tuple[int, int, int]:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import mrcfile
 import numpy as np
 import pandas as pd
 import pytest
 import starfile
 
+from cryoscale.data import tomogram
 from cryoscale.errors import ConfigurationError, FormatError
 from cryoscale.formats.mrc_write import write_mrc
-from cryoscale.formats.subtomograms import in_order, read_box_table, read_boxes
+from cryoscale.formats.subtomograms import (
+    VOXEL_SIZE_TOLERANCE,
+    in_order,
+    read_box_table,
+    read_boxes,
+    read_masks,
+)
 from cryoscale.geometry import Zyx
 
 SHAPE = Zyx(8, 8, 8)
@@ -94,3 +102,29 @@ def test_boxes_of_another_shape_or_not_finite_are_named(folder: Path) -> None:
 
 def test_numbers_in_names_are_in_their_order() -> None:
     assert in_order(np.array(["b10", "b2", "a", "10", "9"])) == ("9", "10", "a", "b2", "b10")
+
+
+def test_boxes_of_another_voxel_size_are_named_and_unknown_ones_pass(folder: Path) -> None:
+    assert VOXEL_SIZE_TOLERANCE == tomogram.VOXEL_SIZE_TOLERANCE
+    files = [folder / "boxes" / f"{n}.mrc" for n in range(3)]
+    for size in (1.0, 5.2):
+        write_mrc(files[1], np.zeros(SHAPE, np.float32), size)
+        assert read_boxes(files, SHAPE, 5.0).shape == (3, *SHAPE)
+    with mrcfile.open(files[1], "r+") as raw:
+        raw.voxel_size = 0
+    assert read_boxes(files, SHAPE, 5.0).shape == (3, *SHAPE)
+    write_mrc(files[1], np.zeros(SHAPE, np.float32), 6.0)
+    for read in (read_boxes, read_masks):
+        with pytest.raises(FormatError, match=r"1\.mrc has voxels of 6 Å, .*0\.mrc of 5 Å"):
+            read(files, SHAPE)
+        with pytest.raises(FormatError, match="of 7 Å"):  # as those of the table
+            read(files[:1], SHAPE, 7.0)
+    write_mrc(files[0], np.zeros(SHAPE, np.float32), 1.0)
+    assert read_box_table(table(folder, "file\nboxes/0.mrc\n")).voxel_size_angstrom is None
+
+
+def test_masks_are_where_boxes_are_not_0(folder: Path) -> None:
+    values = np.zeros(SHAPE, np.float32)
+    values[1], values[2] = 0.25, -3
+    write_mrc(folder / "boxes" / "0.mrc", values, 5.0)
+    assert np.array_equal(read_masks([folder / "boxes" / "0.mrc"], SHAPE)[0], values != 0)

@@ -13,14 +13,18 @@ import pytest
 import zarr
 
 from cryoscale.cli import run_command
+from cryoscale.config import RunConfig
+from cryoscale.data.folder import Folder
 from cryoscale.data.run import Run
 from cryoscale.data.tomogram import LabelVolume
+from cryoscale.data.weights import ModelFolder
 from cryoscale.errors import ConfigurationError
 from cryoscale.formats.mrc_write import write_mrc
 from cryoscale.geometry import Box
 from cryoscale.pipeline.preview import preview
 from cryoscale.pipeline.simulation import set_up_simulation
 from cryoscale.pipeline.supervised import set_up_training
+from cryoscale.stages.supervised_weights import check_weights
 from cryoscale.testing.artifacts import artifact_digest, differences
 from cryoscale.testing.crashes import Moment, drive_and_die
 from cryoscale.testing.phantoms import VOXEL_SIZE_ANGSTROM, blobs, small_run
@@ -323,13 +327,76 @@ def test_weights_of_another_run_are_taken_or_refused(mine: Run, tmp_path: Path) 
     data[-1] ^= 1
     (other / "weights.safetensors").write_bytes(bytes(data))
     assert "SHA-256" in failure_with(mine, other)
+    (other / "weights.safetensors").unlink()
+    said = failure_with(mine, other)
+    assert "choose another in supervised.weights" in said
+    assert "delete" not in said
     other = tmp_path / "foreign"
     shutil.copytree(weights, other)
-    (other / "model.toml").write_text(card.replace("n_classes = 3", "n_classes = 4"))
+    more = card.replace("n_classes = 3", "n_classes = 4")
+    (other / "model.toml").write_text(more)
+    with pytest.raises(ConfigurationError, match="names 2 classes and the background, its network has n_cl"):
+        set_up_training(mine.folder.url, settings=[f"supervised.weights={other}"])
+    (other / "model.toml").write_text(more.replace('    "2",', '    "2",\n    "3",'))
     assert "not those of its architecture" in failure_with(mine, other)
+    (other / "model.toml").write_text(card.replace("channels = 4", 'channels = 4\ncolour = "red"'))
+    assert "colour" in failure_with(mine, other)
+    (other / "model.toml").write_text(
+        "\n".join(line for line in card.splitlines() if not line.startswith("weights_sha256"))
+    )
+    with pytest.raises(ConfigurationError, match="no weights_sha256"):
+        set_up_training(mine.folder.url, settings=[f"supervised.weights={other}"])
+    (other / "model.toml").write_text(
+        card.replace("voxel_size_angstrom = 10.0", "voxel_size_angstrom = 13.0")
+    )
+    with pytest.raises(ConfigurationError, match="voxels of 13 Å; tomogram 'one' has 10 Å"):
+        set_up_training(mine.folder.url, settings=[f"supervised.weights={other}"])
     (other / "model.toml").write_text("[training]\nepochs = 1\n")
     with pytest.raises(ConfigurationError, match="names no architecture"):
         set_up_training(mine.folder.url, settings=[f"supervised.weights={other}"])
+
+
+def test_weights_that_are_not_finite_are_refused(mine: Run, tmp_path: Path) -> None:
+    set_up(mine)
+    train(mine)
+    given, card = mine.model("segmenter").load(), mine.model("segmenter").card
+    name = next(iter(given))
+    given[name] = given[name] * float("nan")
+    foreign = ModelFolder(Folder.of(tmp_path / "diverged"))
+    foreign.save(given, {k: v for k, v in card.items() if k != "weights_sha256"}, {"epoch": np.arange(1)})
+    said = failure_with(mine, tmp_path / "diverged")
+    assert "not finite" in said
+    assert name in said
+
+
+def card_of(config: RunConfig, **architecture: Any) -> dict[str, Any]:
+    return {
+        "architecture": {"name": "dsm-net", "n_classes": 2, "n_labels": 2, **architecture},
+        "classes": {"names": ["particle"]}, "particles": {"names": ["a", "b"]},
+        "patch": config.patch.model_dump(mode="json"), "weights_sha256": "0",
+    }  # fmt: skip
+
+
+def test_heads_of_given_weights_plan_the_stages(mine: Run, tmp_path: Path) -> None:
+    place = tmp_path / "given"
+    Folder.of(place).write_toml("model.toml", card_of(mine.config, heads=["cls"]))
+    words = ["supervised.channels=none", f"supervised.weights={place}"]
+    config, said = set_up_training(mine.folder.url, model="dsm-net", settings=words)
+    assert config.supervised.heads == ("cls",)
+    assert any(line.startswith("supervised.heads = ['cls']") for line in said)
+    unset = config.model_copy(update={"supervised": config.supervised.model_copy(update={"heads": ()})})
+    with pytest.raises(ConfigurationError, match=r'Set supervised.heads = \["cls"\]'):
+        check_weights(unset, str(place))
+    Folder.of(place).write_toml("model.toml", card_of(mine.config, heads=["seg", "cls"]))
+    assert check_weights(unset, str(place))["architecture"]["heads"] == ["seg", "cls"]
+    with pytest.raises(ConfigurationError, match=r'Set supervised.heads = \["cls", "seg"\]'):
+        check_weights(config, str(place))
+    Folder.of(place).write_toml("model.toml", card_of(mine.config, n_classes=3))
+    with pytest.raises(ConfigurationError, match="names 2 particles, its network has n_classes = 3"):
+        check_weights(unset, str(place))
+    Folder.of(place).write_bytes("model.toml", b"[what")
+    with pytest.raises(ConfigurationError, match="not valid TOML"):
+        check_weights(unset, str(place))
 
 
 def failure_with(run: Run, weights: Path) -> str:
@@ -353,7 +420,7 @@ def table(tmp_path: Path) -> Path:
         mask = (grid**2).sum(axis=0) <= radius**2
         box = mask * 3.0 + rng.normal(0, 0.5, mask.shape) + 50
         for name, values in (("box", box), ("mask", mask)):
-            write_mrc(tmp_path / f"{name}_{number}.mrc", values.astype(np.float32), 8.0)
+            write_mrc(tmp_path / f"{name}_{number}.mrc", values.astype(np.float32), VOXEL_SIZE_ANGSTROM)
         rows.append([f"box_{number}.mrc", f"mask_{number}.mrc", ["small", "large"][number % 2],
                      ["train", "train", "validation", "test"][number // 4]])  # fmt: skip
     place = tmp_path / "boxes.csv"
@@ -375,7 +442,7 @@ def test_a_table_of_boxes_trains_a_network(mine: Run, table: Path, model: str) -
     assert card["preprocessing"]["contrast"] == "bright"
     assert card["training"]["patches"] == 12
     assert card["metrics"]["test_boxes"] == 4
-    assert card["voxel_size_angstrom"] == 8.0
+    assert card["voxel_size_angstrom"] == VOXEL_SIZE_ANGSTROM
     if model == "dsm-net":
         assert card["architecture"]["heads"] == ["cls", "seg"]
         assert card["particles"]["names"] == ["large", "small"]
@@ -387,11 +454,8 @@ def test_a_table_of_boxes_trains_a_network(mine: Run, table: Path, model: str) -
 def test_boxes_without_what_a_network_needs_are_refused(mine: Run, table: Path) -> None:
     lines = [line.split(",") for line in table.read_text().splitlines()]
     table.write_text("\n".join(",".join([line[0], line[2]]) for line in lines))
-    set_up_training(mine.folder.url, model="ssn3d-ed", subtomograms=str(table))
-    reasons = [failure["reason"] for failure in train(mine).failures]
-    assert any("ssn3d-ed is to learn seg" in reason and "has classes" in reason for reason in reasons), (
-        reasons
-    )
+    with pytest.raises(ConfigurationError, match=r"ssn3d-ed is to learn seg, but .* has classes"):
+        set_up_training(mine.folder.url, model="ssn3d-ed", subtomograms=str(table))
     with pytest.raises(ConfigurationError, match="slices"):
         set_up_training(mine.folder.url, model="unet2d", subtomograms=str(table))
 

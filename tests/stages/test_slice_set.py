@@ -17,6 +17,7 @@ from cryoscale.geometry import Box
 from cryoscale.ops.slices import preprocessing_of
 from cryoscale.pipeline.driver import Options, run_pipeline
 from cryoscale.pipeline.simulation import set_up_simulation
+from cryoscale.stages import slice_drawing
 from cryoscale.stages import slice_set as module
 from cryoscale.stages.label_boxes import Labelled
 from cryoscale.stages.patching import PatchReader
@@ -105,7 +106,7 @@ def test_tiles_larger_than_slices_hold_whole_planes(run: Run, axis: str) -> None
 def test_tiles_smaller_than_slices_lie_inside_and_show_objects(
     run: Run, monkeypatch: pytest.MonkeyPatch, cell: int
 ) -> None:
-    monkeypatch.setattr(module, "CELL", cell)
+    monkeypatch.setattr(slice_drawing, "CELL", cell)
     access = grant(run, "supervised.tile_voxels=32", "supervised.object_share=1")
     made = slice_set(access)
     assert made.inputs_NCYX.shape[1:] == (1, 32, 32)
@@ -138,13 +139,44 @@ def test_small_chunks_give_the_same(run: Run, monkeypatch: pytest.MonkeyPatch) -
     assert np.array_equal(whole.targets_NYX, in_chunks.targets_NYX)
 
 
-def test_some_tiles_are_held_back(run: Run) -> None:
-    made = slice_set(grant(run, "supervised.validation_fraction=0.25"))
-    assert len(made.validation_rows) == round(0.25 * len(made.inputs_NCYX))
-    assert len(np.unique(made.validation_rows)) == len(made.validation_rows)
-    assert made.notes["slices"] == {"axis": "z", "tile": 80, "neighbours": 0}
+@pytest.mark.parametrize("neighbours", [0, 2])
+def test_planes_are_held_back_with_a_gap_as_wide_as_what_a_tile_sees(run: Run, neighbours: int) -> None:
+    access = grant(run, f"supervised.neighbours={neighbours}", "supervised.validation_fraction=0.25")
+    made = slice_set(access)
+    assert made.notes["sample"]["validation"] == "planes of their own"
+    assert made.notes["slices"] == {"axis": "z", "tile": 80, "neighbours": neighbours}
     assert made.class_names == tuple(made.notes["classes"]["names"]) == ("ball", "barrel")
     assert sum(made.notes["sample"]["voxels"].values()) == 2 * np.prod(SHAPE)
+    places = found_at(made, access, 0)
+    held = set(made.validation_rows.tolist())
+    for name in access.tomograms:
+        rows = [row for row, (tomogram, _) in enumerate(places) if tomogram == name]
+        last = max(places[row][1] for row in rows if row not in held)
+        first = min(places[row][1] for row in rows if row in held)
+        drawn = (truth(access, name) > 0).sum(axis=(1, 2))
+        cut = int(np.searchsorted(np.cumsum(drawn), 0.75 * drawn.sum()))
+        assert last < cut - neighbours
+        assert first >= cut
+
+
+@pytest.mark.parametrize("drawn", ["few planes", "a class at the end"])
+def test_a_random_share_where_planes_cannot_be_held_back(
+    run: Run, monkeypatch: pytest.MonkeyPatch, drawn: str
+) -> None:
+    read = Labelled.read
+
+    def changed(self: Labelled, box: Box) -> Any:
+        labels = read(self, box)
+        planes = np.arange(box.start.z, box.stop.z)[:, None, None]
+        if drawn == "few planes":
+            return np.where((planes >= 9) & (planes <= 11), labels, IGNORED).astype(np.uint8)
+        return np.where(planes == SHAPE[0] - 1, 2, labels > 0).astype(np.uint8)
+
+    monkeypatch.setattr(Labelled, "read", changed)
+    made = slice_set(grant(run, "supervised.tile_voxels=32", "supervised.validation_fraction=0.25"))
+    assert made.notes["sample"]["validation"] == "a random share: tiles may overlap"
+    assert len(made.validation_rows) == round(0.25 * len(made.inputs_NCYX))
+    assert len(np.unique(made.validation_rows)) == len(made.validation_rows)
 
 
 def test_the_small_network_sees_what_its_card_says(run: Run) -> None:

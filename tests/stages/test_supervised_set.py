@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cryoscale.config import apply_settings
 from cryoscale.data.access import Access
 from cryoscale.data.pyramid import Level
 from cryoscale.data.run import Run
+from cryoscale.data.subtomograms import Subtomograms
 from cryoscale.data.tomogram import LabelFacts, LabelVolume, Tomogram
 from cryoscale.errors import ConfigurationError, DataError, NothingToDoError
 from cryoscale.formats.mrc_write import write_mrc
 from cryoscale.geometry import Box, Zyx
+from cryoscale.pipeline.simulation import set_up_simulation
+from cryoscale.stages import particle_boxes, supervised_sizes
 from cryoscale.stages.label_drawing import wanted_boxes
 from cryoscale.stages.particle_boxes import normalise_boxes
 from cryoscale.stages.patching import PatchReader
@@ -73,8 +78,6 @@ def labelled(picked: Run) -> Any:
 def made_of(run: Run, *settings: str) -> tuple[SupervisedSet, Access]:
     config = run.config
     if settings:
-        from cryoscale.config import apply_settings
-
         config = apply_settings(config, list(settings))
     stage = TrainSupervisedStage()
     access = Access(
@@ -282,3 +285,99 @@ def test_heads_are_those_that_the_truth_allows(picked: Run) -> None:
     )
     with pytest.raises(ConfigurationError, match="seg, but x"):
         wanted_heads(config, ("cls",), "x")
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of two simulated tomograms with boxes of their own."""
+    place = tmp_path_factory.mktemp("boxes") / "run"
+    settings = [
+        "simulate.scene.shape=[48, 96, 96]", "simulate.scene.voxel_size_angstrom=20",
+        "simulate.scene.margin_angstrom=100", "simulate.scene.membranes={vesicles=0}",
+        'simulate.scene.particles=[{density="ring", copies=12}, {density="ball", copies=10}]',
+        "simulate.imaging.snr=2", "simulate.subtomograms={count=20, size_voxels=16}",
+        "pick.radius_angstrom=100", "patch.size_voxels=16", "patch.smooth_sigma_voxels=0",
+        "supervised.truth=subtomograms", "supervised.model=dsm-net",
+    ]  # fmt: skip
+    set_up_simulation(str(place), "cell-demo", seed=5, tomograms=2, settings=settings)
+    run = Run.open(place)
+    assert not drive(run, until="subtomograms").failures
+    return run
+
+
+def boxes_of(run: Run, *settings: str) -> Access:
+    stage = TrainSupervisedStage()
+    return Access(
+        run=run, config=apply_settings(run.config, list(settings)), tomogram="",
+        tomograms=tuple(source.name for source in run.config.inputs), reads=stage.reads, writes=stage.writes,
+        key="k",
+    )  # fmt: skip
+
+
+def test_boxes_of_a_run_are_those_of_its_tomograms_in_order(
+    simulated: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = boxes_of(simulated)
+    plain = {
+        name: np.concatenate([access.subtomograms(t).read(name, slice(None)) for t in access.tomograms])
+        for name in ("data", "mask", "density")
+    }
+    split = np.concatenate([access.subtomograms(t).table["split"] for t in access.tomograms])
+    kept = split != "test"
+    monkeypatch.setattr(particle_boxes, "ROWS_PER_SHARD", 3)  # parts that do not end with a tomogram
+    made = supervised_set(access)
+    assert set(made.targets) == {"cls", "seg", "rec"}
+    assert np.array_equal(made.inputs[:, 0], plain["data"][kept])
+    assert np.array_equal(made.targets["seg"], plain["mask"][kept] != 0)
+    sd = made.preprocessing["density_sd"]
+    assert sd == pytest.approx(plain["density"][kept].std(dtype=np.float64))
+    np.testing.assert_allclose(made.targets["rec"][:, 0], -plain["density"][kept] / sd, rtol=1e-5)
+    assert made.test is not None
+    assert np.array_equal(made.test.inputs[:, 0], plain["data"][~kept])
+
+
+@pytest.mark.parametrize(
+    ("settings", "arrays"),
+    [
+        ((), {"data", "mask", "density"}),
+        (("supervised.heads=['cls', 'seg']",), {"data", "mask"}),
+        (("supervised.model=ssn3d-ed",), {"data", "mask"}),
+        (("supervised.model=dsrf3d-v2",), {"data"}),
+    ],
+)
+def test_only_what_is_learned_is_read_and_the_promise_covers_it(
+    simulated: Run, settings: tuple[str, ...], arrays: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access, seen = boxes_of(simulated, *settings), set()
+    read = Subtomograms.read
+
+    def noted(self: Subtomograms, name: str, rows: Any) -> Any:
+        seen.add(name)
+        return read(self, name, rows)
+
+    monkeypatch.setattr(Subtomograms, "read", noted)
+    supervised_set(access)  # what is imported on the way is not counted
+    tracemalloc.start()
+    made = supervised_set(access)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seen == arrays
+    voxels, sample, gather = supervised_sizes._set(access)
+    count = 20
+    assert sample == count * voxels * (4 + ("mask" in arrays) + 4 * ("density" in arrays))
+    assert made.test is not None
+    held = sum(a.nbytes for one in (made, made.test) for a in (one.inputs, *one.targets.values()))
+    assert held <= sample + 8 * count
+    assert peak <= sample + gather + 200_000  # tables and objects of Python
+
+
+def test_contrast_box_by_box_is_that_of_all() -> None:
+    rng = np.random.default_rng(1)
+    data = rng.normal(0, 1, (5, 8, 8, 8)).astype(np.float32)
+    masks = rng.random(data.shape) < 0.2
+    for masked in (None, masks.astype(np.uint8)):
+        where = np.broadcast_to(particle_boxes._middle((8, 8, 8)), data.shape) if masked is None else masks
+        for sign in (1, -1):
+            boxes = sign * data
+            plain = "bright" if boxes[where].mean() > boxes[~where].mean() else "dark"
+            assert particle_boxes._contrast_of(boxes, masked) == plain
