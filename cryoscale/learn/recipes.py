@@ -154,7 +154,6 @@ RECIPES: dict[str, Recipe] = {
             epochs=20, patience=20, normalise="chen", augmentations=("rotations",),
         ),
         Recipe(
-            # Ours: the budget of DSM-Net, but for the batch, whose statistics need all of it in memory at once.
             "unet3d", "ours: that of DSM-Net in smaller batches", batch_size=16, epochs=100,
             patience=15, split=_WITH_TEST,
         ),
