@@ -6,7 +6,6 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.dsm_net.data import SHAPES
 from benchmarks.dsm_net.published import AIMS, PUBLISHED, Published
 from benchmarks.dsm_net.rows import GROUPS, OWN, Row, all_rows
 from benchmarks.dsm_net.sizes import SIZES
@@ -93,9 +92,9 @@ def papers(found: ByRow) -> str:
 
 
 def densities(record: Record) -> str:
-    """Return "maps" or "built-in shapes"; data of older files does not say, but its classes do."""
+    """Return "maps" or "built-in shapes": what played the parts."""
     facts = record["facts"]
-    return str(facts.get("densities") or ("built-in shapes" if facts["classes"][0] in SHAPES else "maps"))
+    return str(facts.get("densities") or "not recorded")
 
 
 def shortfalls(records: Sequence[Record]) -> list[str]:
