@@ -347,7 +347,7 @@ def record(name: str, scores: tuple[float, float], validation: tuple[float, floa
         ((0.95,), {}, "above the published number, one seed"),
         ((0.5, 0.5, 0.5), {}, "not above the published number, 3 seeds"),
         ((0.95, 0.951, 0.952), {"size": "reduced"}, "no verdict: size reduced"),
-        ((0.95, 0.951, 0.952), {"facts": {"classes": ["ball"]}}, "no verdict: built-in shapes instead"),
+        ((0.95, 0.951, 0.952), {"facts": {"classes": ["ball"]}}, "no verdict: not recorded instead of maps"),
     ],
 )
 def test_the_aim_is_reached_by_several_seeds_of_the_full_size_alone(
