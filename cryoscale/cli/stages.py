@@ -36,6 +36,6 @@ cluster_command = _verb(
 segment_command = _verb(
     "segment",
     "instances",
-    "Make label volumes of RUN from the chosen clusters, and one row per object.",
+    "Make label volumes of RUN, by clusters or a supervised network, and one row per object.",
     suggestions=True,
 )
