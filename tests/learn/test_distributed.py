@@ -340,6 +340,7 @@ def test_nobody_listens_but_on_loopback(two):
     assert heard == {"0100007F"}
 
 
+@pytest.mark.slow
 def test_a_group_goes_on_after_one_process_was_killed(one, tmp_path):
     told, codes = run_two(one_dies, [f"file://{tmp_path}/first"] * 2, tmp_path)
     assert codes == [0, 9]

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from cryoscale.cli.status import _sentences
 from cryoscale.data.ledger import Mark, UnitLedger, UnitState
 from cryoscale.data.run import Run
+from cryoscale.data.weights import ModelFolder
 from cryoscale.pipeline import status as status_module
 from cryoscale.pipeline.driver import Options, run_pipeline
 from cryoscale.pipeline.status import STATES, status_of
@@ -22,7 +24,7 @@ from tests.pipeline.driving import drive, settle
 
 KEYS = {
     "schema", "run", "at", "driver", "tomograms", "complete", "failed", "waiting", "seconds_left",
-    "stages_without_estimate", "disk", "stages", "failures",
+    "stages_without_estimate", "disk", "stages", "trainings", "failures",
 }  # fmt: skip
 STAGE_KEYS = {
     "stage", "scope", "tomograms", "blocks", "voxels", "voxels_per_second", "seconds_left", "units",
@@ -65,6 +67,17 @@ def test_the_keys_are_stable(finished_run: Run) -> None:
         assert tuple(stage["tomograms"]) == STATES
         assert set(stage["blocks"]) == {"planned", "done", "empty", "quarantined"}
         assert all(set(unit) == UNIT_KEYS for unit in stage["units"])
+
+
+def test_a_training_that_began_tells_its_epoch(finished_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = {"epoch": 3, "epochs": 9, "train_loss": 0.5, "validation_loss": 0.25, "seconds": 1.5}
+    shown = {name: at if name == "segmenter" else None for name in ("encoder", "segmenter")}
+    monkeypatch.setattr(
+        ModelFolder, "progress", property(lambda self: shown[self.folder.url.rpartition("/")[2]])
+    )
+    status = status_of(finished_run)
+    assert status["trainings"] == {"segmenter": at}
+    assert any("training the segmenter: epoch 3 of at most 9" in line for line in _sentences(status))
 
 
 def test_a_finished_run_is_complete_and_left_alone(finished_run: Run) -> None:
