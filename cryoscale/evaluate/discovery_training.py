@@ -17,6 +17,7 @@ from cryoscale.config.sections import SupervisedConfig
 from cryoscale.data.weights import CHECKPOINT, ModelCheckpoint, ModelFolder
 from cryoscale.errors import FormatError, StateError
 from cryoscale.evaluate.boxes import Boxes
+from cryoscale.learn.settings import history_columns
 
 if TYPE_CHECKING:
     from torch import nn
@@ -220,17 +221,3 @@ def _targets(
         else:
             targets[head] = (boxes.density_NZYX[rows] / np.float32(scale))[:, None]
     return targets
-
-
-def history_columns(history: list[EpochRecord]) -> dict[str, Any]:
-    """Turn the records of epochs into the columns of `history.parquet`."""
-    columns: dict[str, Any] = {
-        "epoch": np.array([r.epoch for r in history], np.int32),
-        "train_loss": np.array([r.train_loss for r in history]),
-        "validation_loss": np.array([r.validation_loss for r in history]),
-        "improved": np.array([r.improved for r in history], bool),
-    }
-    for part in sorted(history[0].train_parts) if history else []:
-        columns[f"train_{part}"] = np.array([r.train_parts[part] for r in history])
-        columns[f"validation_{part}"] = np.array([r.validation_parts[part] for r in history])
-    return columns

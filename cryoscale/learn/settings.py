@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from cryoscale.errors import ConfigurationError
 
@@ -159,3 +161,17 @@ class TrainResult:
     best_epoch: int
     stopped_reason: Literal["patience", "epochs"]
     precision: str = "float32"  # of the products: what "auto" turned out to be
+
+
+def history_columns(history: list[EpochRecord]) -> dict[str, Any]:
+    """Turn the records of epochs into columns; times stay out, so that artifacts are reproducible."""
+    columns: dict[str, Any] = {
+        "epoch": np.array([r.epoch for r in history], np.int32),
+        "train_loss": np.array([r.train_loss for r in history]),
+        "validation_loss": np.array([r.validation_loss for r in history]),
+        "improved": np.array([r.improved for r in history], bool),
+    }
+    for part in sorted(history[0].train_parts) if history else []:
+        columns[f"train_{part}"] = np.array([r.train_parts[part] for r in history])
+        columns[f"validation_{part}"] = np.array([r.validation_parts[part] for r in history])
+    return columns

@@ -10,6 +10,7 @@ from cryoscale.data.access import Access
 from cryoscale.data.weights import identity_of
 from cryoscale.errors import NothingToDoError
 from cryoscale.geometry import Zyx
+from cryoscale.learn.settings import history_columns
 from cryoscale.stages.base import WholeStage
 from cryoscale.stages.networks import (
     expected_invariants,
@@ -23,7 +24,6 @@ from cryoscale.stages.training import (
     card_of,
     finished_card,
     gather_sample,
-    history_columns,
     import_model,
     sample_rows,
     settings_for,

@@ -18,6 +18,7 @@ from cryoscale.data.rows import ROWS_PER_BLOCK
 from cryoscale.data.weights import identity_of
 from cryoscale.errors import DataError, NothingToDoError
 from cryoscale.geometry import Zyx
+from cryoscale.learn.settings import history_columns
 from cryoscale.stages.base import WholeStage
 from cryoscale.stages.masks import OTSU_ROWS, class_level
 from cryoscale.stages.networks import open_decoder
@@ -27,7 +28,6 @@ from cryoscale.stages.training import (
     card_of,
     finished_card,
     gather_sample,
-    history_columns,
     import_model,
     sample_rows,
     settings_for,

@@ -11,6 +11,7 @@ from cryoscale.config.sections import SupervisedConfig
 from cryoscale.data.access import Access
 from cryoscale.data.weights import identity_of
 from cryoscale.errors import NothingToDoError
+from cryoscale.learn.settings import history_columns
 from cryoscale.stages.base import WholeStage
 from cryoscale.stages.networks import worker_threads
 from cryoscale.stages.supervised_set import SupervisedSet, check_request, supervised_set
@@ -19,7 +20,6 @@ from cryoscale.stages.supervised_weights import import_supervised
 from cryoscale.stages.training import (
     card_of,
     finished_card,
-    history_columns,
     supervised_settings,
     train,
 )

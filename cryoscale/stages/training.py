@@ -267,20 +267,6 @@ def training_bytes(activations: int, weights: int, sample: int, gather: int) -> 
     return sample + max(gather, 2 * activations + 7 * weights) + LIBRARIES
 
 
-def history_columns(history: list[EpochRecord]) -> dict[str, Any]:
-    """Turn the records of epochs into columns; times stay out, so that artifacts are reproducible."""
-    columns: dict[str, Any] = {
-        "epoch": np.array([r.epoch for r in history], np.int32),
-        "train_loss": np.array([r.train_loss for r in history]),
-        "validation_loss": np.array([r.validation_loss for r in history]),
-        "improved": np.array([r.improved for r in history], bool),
-    }
-    for part in sorted(history[0].train_parts) if history else []:
-        columns[f"train_{part}"] = np.array([r.train_parts[part] for r in history])
-        columns[f"validation_{part}"] = np.array([r.validation_parts[part] for r in history])
-    return columns
-
-
 def voxel_size_at_work(access: Access) -> float:
     """Return the voxel size of the patches, Å: that of the first tomogram of the set."""
     levels = access.open_tomogram(access.tomograms[0]).facts.levels
