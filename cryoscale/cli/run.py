@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +15,12 @@ def execution_options(command: Any) -> Any:
                      show_default=True, help="auto: Dask for CPU stages, Ray for model stages."),
         click.option("--dask", metavar="ADDRESS", help="A running Dask scheduler, tcp://… or tls://…"),
         click.option("--ray", metavar="ADDRESS", help="A running Ray cluster."),
+        click.option("--secrets", metavar="FOLDER", envvar="CRYOSCALE_SECRETS",
+                     help="Certificates and token of those clusters (`cryoscale cluster secrets`)."),
+        click.option("--metrics", metavar="[HOST:]PORT",
+                     help="Let Prometheus ask how the run goes; loopback without a host."),
+        click.option("--wait-for-driver", "wait_for_driver_s", metavar="SECONDS", type=float, default=0.0,
+                     help="Wait so long for another driver of the run to end."),
         click.option("--retry-quarantined", is_flag=True, help="Try given-up blocks again."),
         click.option("--quiet", is_flag=True, help="No progress display."),
     ):  # fmt: skip
@@ -63,6 +70,9 @@ def drive(
     executor: str = "auto",
     dask: str | None = None,
     ray: str | None = None,
+    secrets: str | None = None,
+    metrics: str | None = None,
+    wait_for_driver_s: float = 0.0,
     retry_quarantined: bool = False,
 ) -> int:
     """Run the pipeline with a progress display and say how it ended."""
@@ -75,7 +85,8 @@ def drive(
     run = Run.open(place)
     options = Options(
         executor=executor, dask=dask, ray=ray, until=until, retry_quarantined=retry_quarantined,
-        accept_suggestions=accept_suggestions, refit=refit,
+        accept_suggestions=accept_suggestions, refit=refit, secrets=Path(secrets) if secrets else None,
+        metrics=metrics, wait_for_driver_s=wait_for_driver_s,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         listeners = () if quiet else (stack.enter_context(ProgressDisplay()),)

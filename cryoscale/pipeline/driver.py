@@ -39,6 +39,12 @@ class Options:
         "auto" (Dask for the CPU stages, Ray for the model stages), "serial", "dask" or "ray".
     dask, ray : str or None
         Addresses of running clusters; None starts embedded ones.
+    secrets : Path or None
+        Folder with the certificates and the token of those clusters.
+    metrics : str or None
+        HOST:PORT where Prometheus may ask how the run goes; None listens nowhere.
+    wait_for_driver_s : float
+        How long to wait for another driver of this run to end, before refusing.
     until : str or None
         Last stage to do.
     retry_quarantined : bool
@@ -54,6 +60,9 @@ class Options:
     executor: str = "auto"
     dask: str | None = None
     ray: str | None = None
+    secrets: Path | None = None
+    metrics: str | None = None
+    wait_for_driver_s: float = 0.0
     until: str | None = None
     retry_quarantined: bool = False
     accept_suggestions: bool = False
@@ -108,7 +117,7 @@ def run_pipeline(
             f"{run.folder.url} has no inputs.", remedy="Add files: cryoscale init RUN 'recon/*.mrc'"
         )
     _check_fit_tomograms(config)
-    choice = EngineChoice(options.executor, options.dask, options.ray)
+    choice = EngineChoice(options.executor, options.dask, options.ray, options.secrets)
     bus = EventBus()
     for listener in listeners:
         bus.listen(listener)

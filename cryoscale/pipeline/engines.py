@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from cryoscale.config import RunConfig
 from cryoscale.errors import ConfigurationError
@@ -29,11 +30,14 @@ class EngineChoice:
         "auto" (Dask for the CPU stages, Ray for the model stages), "serial", "dask" or "ray".
     dask, ray : str or None
         Addresses of running clusters; None starts embedded ones.
+    secrets : Path or None
+        Folder with the certificates and the token that those clusters ask for (`runtime/secrets.py`).
     """
 
     executor: str = "auto"
     dask: str | None = None
     ray: str | None = None
+    secrets: Path | None = None
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -111,6 +115,7 @@ class Engines:
         address = self.choice.address(kind)
         common = ExecutorSettings(
             address=address,
+            secrets=self.choice.secrets if address is not None else None,
             start_timeout_s=execution.start_timeout_s,
             no_progress_timeout_s=execution.no_progress_timeout_s,
         )

@@ -51,6 +51,8 @@ class ExecutorSettings:
         CUDA devices to share out among Ray workers; None means those of the cluster at `address`.
     address : str or None
         A running cluster; None starts an embedded one that ends with this process.
+    secrets : Path or None
+        Folder with the certificates (Dask) and the token (Ray) that a running cluster asks for.
     start_timeout_s : float
         How long to wait for a first worker, at the start and whenever all have gone.
     no_progress_timeout_s : float
@@ -66,6 +68,7 @@ class ExecutorSettings:
     memory_per_worker_bytes: int | None = None
     gpus: int | None = 0
     address: str | None = None
+    secrets: Path | None = None
     start_timeout_s: float = 120.0
     no_progress_timeout_s: float = 6 * 3600.0
     per_worker_in_flight: int = 2
