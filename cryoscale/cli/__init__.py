@@ -17,7 +17,7 @@ VERBS = {
     "ingest": "stages", "pick": "stages", "train": "train", "encode": "stages", "cluster": "stages",
     "review": "review", "segment": "stages", "export": "export",
     "report": "report", "evaluate": "evaluate", "discover": "discover", "models": "models",
-    "cluster": "cluster", "support": "support", "doctor": "doctor", "bench": "bench", "demo": "demo",
+    "engine": "engine", "support": "support", "doctor": "doctor", "bench": "bench", "demo": "demo",
 }  # fmt: skip
 
 

@@ -16,7 +16,7 @@ def execution_options(command: Any) -> Any:
         click.option("--dask", metavar="ADDRESS", help="A running Dask scheduler, tcp://… or tls://…"),
         click.option("--ray", metavar="ADDRESS", help="A running Ray cluster."),
         click.option("--secrets", metavar="FOLDER", envvar="CRYOSCALE_SECRETS",
-                     help="Certificates and token of those clusters (`cryoscale cluster secrets`)."),
+                     help="Certificates and token of those clusters (`cryoscale engine secrets`)."),
         click.option("--metrics", metavar="[HOST:]PORT",
                      help="Let Prometheus ask how the run goes; loopback without a host."),
         click.option("--wait-for-driver", "wait_for_driver_s", metavar="SECONDS", type=float, default=0.0,

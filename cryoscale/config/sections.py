@@ -296,7 +296,7 @@ class ExecutionConfig(Section):
     dask_workers: Count | None = None
     ray_workers: Count | None = None
     ray_threads: Count | None = None
-    ray_gpus_per_worker: Annotated[float, Field(ge=0, le=8)] | None = None  # None: 1 where the cluster has GPUs
+    ray_gpus_per_worker: Annotated[float, Field(ge=0, le=8)] | None = None  # None: 1 if the cluster has GPUs
     idle_release_s: Positive = 300.0  # model workers of a cluster without work for so long are given back
     start_timeout_s: Positive = 300.0
     no_progress_timeout_s: Positive = 21600.0  # a training is one task: leave hours

@@ -1,11 +1,11 @@
-"""`cryoscale cluster`."""
+"""`cryoscale engine`."""
 
 from __future__ import annotations
 
 import click
 
 
-@click.command("cluster")
-def cluster_command() -> int:
+@click.command("engine")
+def engine_command() -> int:
     """Not there yet."""
     return 2
