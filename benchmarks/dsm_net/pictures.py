@@ -102,6 +102,10 @@ def _bars(plt: Any, records: Sequence[Record]) -> Any:
                 axis.axhline(100 * rows[0]["chance"][key], color="gray", ls=":", lw=1)
             axis.set(title=f"{data}: {told}, %", ylim=(0, 100), xticks=range(len(rows)))
             axis.set_xticklabels([r["name"] for r in rows], rotation=40, ha="right", fontsize=7)
+    outline = plt.Rectangle((0, 0), 1, 1, fill=False, edgecolor="black")
+    chance = plt.Line2D([], [], color="gray", ls=":", lw=1)
+    ours = plt.Rectangle((0, 0), 1, 1, color="#0072b2")
+    axes[0, 0].legend([outline, ours, chance], ["published", "ours", "chance"], fontsize=7, loc="lower right")
     figure.tight_layout()
     return figure
 
