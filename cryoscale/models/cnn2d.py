@@ -27,6 +27,9 @@ EXAMPLE: dict[str, Any] = {"name": "cnn2d-chen", "n_classes": 2}
 BACKGROUND = 0.8
 """Score of "no feature": responses are compared with it (read off the reference)."""
 
+FIRST = 0.1
+"""Scale of the last layer's first weights."""
+
 
 class FeatureNet(nn.Module):
     """The network of one feature: 378,081 parameters."""
@@ -76,6 +79,18 @@ class CNN2D(nn.Module):
         self.n_classes, self.channels, self.kernel = n_classes, channels, kernel
         self.networks = nn.ModuleList(FeatureNet(channels, kernel) for _ in range(n_classes - 1))
         initialise(self, seed)
+        self._quieten()
+
+    def _quieten(self) -> None:
+        """Make the first responses small.
+
+        Three layers of 15 x 15 answer far beyond 1 with plain Glorot weights, on features and elsewhere alike,
+        and the loss takes such answers for 1: they have no gradient, and the network never learns. The paper
+        does not say what it starts from.
+        """
+        with torch.no_grad():
+            for network in self.networks:
+                network.conv3.weight.mul_(FIRST)  # type: ignore[operator, union-attr]
 
     @property
     def architecture(self) -> dict[str, Any]:
