@@ -42,7 +42,7 @@ def rows_of(place: Path, size: Size, masks: Path | None, seed: int) -> list[tupl
             partial(_crop, place, masks, hashed, name, fitted, size, seed),
         )
         for name in (size.crops if masks is not None else ())
-        for fitted in crops.NAMES
+        for fitted in crops.DIRECTIONS
         if masks is not None
     ]
     return [*drawn, *weak, *real]

@@ -26,6 +26,9 @@ VOXEL_SIZE_ANGSTROM = (
     10.0  # the files do not say; nothing below depends on it but the picks, which are not used
 )
 TOLERANCE = 3.0  # voxels
+HALF = ", first half"  # of a direction: trained on that of a crop, scored on the other half of the same
+GAP = 4  # voxels on each side of the cut that count for nothing
+DIRECTIONS = (*NAMES, *(name + HALF for name in NAMES))
 
 
 def find_pairs(folder: Path) -> list[tuple[Path, Path]]:
@@ -102,25 +105,55 @@ def drawn_in(place: Path, name: str) -> Labels:
 
 def labels_name(row: str, fitted: str) -> str:
     """Return the name of the label volume of a row."""
-    return f"{volume_name(row)}-from-{fitted}"
+    return f"{volume_name(row)}-from-{volume_name(fitted)}"
+
+
+def halves(labels: Labels) -> tuple[Labels, Labels]:
+    """Cut what is drawn in two, along the axis that shares it most evenly; the rest of each is unknown."""
+
+    def share(axis: int) -> float:
+        first = labels.take(range(labels.shape[axis] // 2), axis)
+        return abs(float((first == 1).sum()) / max(1, int((labels == 1).sum())) - 0.5)
+
+    axis = min(range(3), key=share)
+    place = np.arange(labels.shape[axis]).reshape([-1 if n == axis else 1 for n in range(3)])
+    middle = labels.shape[axis] // 2
+    first = np.where(place < middle - GAP, labels, np.uint8(UNKNOWN))
+    second = np.where(place >= middle + GAP, labels, np.uint8(UNKNOWN))
+    return first, second
 
 
 def crop_row(run: Run, place: Path, name: str, fitted: str, size: Size) -> dict[str, Any]:
-    """Train a network on one crop, and score it on the other."""
-    scored = NAMES[1 - NAMES.index(fitted)]
+    """Train a network on one crop and score it on the other, or on one half of a crop and on the rest."""
+    scored, drawn, truth = fitted_and_scored(place, fitted)
     started = time.perf_counter()
     unset(run)
-    words = [*supervised_words(name, size.crops[name]), f'supervised.tomograms=["{fitted}"]']
+    words = [
+        *supervised_words(name, size.crops[name]), f'supervised.tomograms=["{fitted.removesuffix(HALF)}"]',
+        f'supervised.labels="{place}/{{tomogram}}_{"half" if HALF in fitted else "drawn"}.mrc"',
+    ]  # fmt: skip
     drive(run, *words, f"segment.labels={labels_name(name, fitted)}", until="segment")
-    found, truth = labels_of(run, scored, name, fitted), drawn_in(place, scored)
+    found = labels_of(run, scored, name, fitted)
     card = run.model("segmenter").card
     return {
         **by_class(confusion(found, truth, 2), ("noise", "microtubule")),
-        "tolerant": tolerant_f1(found > 0, truth, TOLERANCE), "scored": scored,
-        "drawn_voxels": int((drawn_in(place, fitted) == 1).sum()), "epochs": card["training"]["epochs"],
+        "tolerant": tolerant_f1(found > 0, truth, TOLERANCE),
+        "scored": "its other half" if HALF in fitted else scored,
+        "drawn_voxels": int((drawn == 1).sum()), "epochs": card["training"]["epochs"],
         "items": card["training"]["patches"], "seconds": {"all": time.perf_counter() - started},
         "split_accuracy": card["metrics"].get("validation_seg_accuracy"),
     }  # fmt: skip
+
+
+def fitted_and_scored(place: Path, fitted: str) -> tuple[str, Labels, Labels]:
+    """Name the crop that is scored, and give what is drawn to train on and to score with."""
+    if HALF not in fitted:
+        scored = NAMES[1 - NAMES.index(fitted)]
+        return scored, drawn_in(place, fitted), drawn_in(place, scored)
+    name = fitted.removesuffix(HALF)
+    first, second = halves(drawn_in(place, name))
+    write_mrc(place / f"{name}_half.mrc", first.astype(np.int16), VOXEL_SIZE_ANGSTROM)
+    return name, first, second
 
 
 def labels_of(run: Run, scored: str, name: str, fitted: str) -> Labels:

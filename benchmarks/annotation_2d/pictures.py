@@ -54,9 +54,10 @@ def _cells(rows: Sequence[dict[str, Any]], place: Path, path: Path) -> Path:
 def _crops(rows: Sequence[dict[str, Any]], place: Path, path: Path) -> Path:
     run = Run.open(place / "crops" / "run")
     lines = []
-    for scored in crops.NAMES:
-        fitted = crops.NAMES[1 - crops.NAMES.index(scored)]
-        truth = crops.drawn_in(place / "crops", scored)
+    for fitted in crops.DIRECTIONS:
+        if not any(row["direction"] == fitted for row in rows):
+            continue
+        scored, _, truth = crops.fitted_and_scored(place / "crops", fitted)
         plane = int((truth == 1).sum(axis=(1, 2)).argmax())
         panels: list[tuple[str, Labels]] = [("drawn by hand", truth[plane])]
         for row in rows:
@@ -64,7 +65,9 @@ def _crops(rows: Sequence[dict[str, Any]], place: Path, path: Path) -> Path:
                 found = crops.labels_of(run, scored, row["row"], fitted)[plane]
                 title = f"{row['row']}\nF1 {row['f1']['microtubule']:.2f}"
                 panels.append((f"{title}, within {crops.TOLERANCE:g}: {row['tolerant']['f1']:.2f}", found))
-        lines.append((cells.density_of(run, scored)[plane], f"{scored}, plane {plane}", panels))
+        lines.append(
+            (cells.density_of(run, scored)[plane], f"{scored}, plane {plane}; from {fitted}", panels)
+        )
     _lines(lines, ("noise", "microtubule"), path)
     return path
 

@@ -64,6 +64,16 @@ def test_padding_is_unknown() -> None:
     assert (density[5:] == np.median(volume[:5])).all()
 
 
+def test_halves_share_what_is_drawn_and_leave_a_gap() -> None:
+    drawn = np.zeros((20, 20, 20), np.uint8)
+    drawn[2:6, 5:15, 3] = 1  # of all axes only the second shares it
+    first, second = crops.halves(drawn)
+    assert (first == 1).sum() == 4 * 1
+    assert (second == 1).sum() == 4 * 1
+    known = (first != UNKNOWN).any(axis=(0, 2)), (second != UNKNOWN).any(axis=(0, 2))
+    assert [np.flatnonzero(side).tolist() for side in known] == [[*range(6)], [*range(14, 20)]]
+
+
 def write_masks(folder: Path) -> Path:
     """Write two crops with a dark rod each, as volumes and masks."""
     from skimage.io import imsave
@@ -86,7 +96,7 @@ def test_it_measures_every_row_once_and_reports(tmp_path: Path, monkeypatch: pyt
     bench.main(words)
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     size = SIZES["tiny"]
-    assert len(found["rows"]) == len(size.cells) + len(cells.WEAK) + 2 * len(size.crops)
+    assert len(found["rows"]) == len(size.cells) + len(cells.WEAK) + 4 * len(size.crops)
     text = (tmp_path / "out" / "report.md").read_text()
     assert all(part in text for part in sections(found["rows"], "tiny"))
     for picture in ("cells.png", "crops.png"):
