@@ -143,7 +143,7 @@ def _crops(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [
         "## Microtubules drawn by hand\n\nTwo real crops of 96 x 96 x 96 voxels: trained on one, scored on"
         " the other; or trained on one half of a crop, scored on its other half. The drawing is a disc in"
-        " each plane around a line, so thin in places that a shift of two voxels costs half of the F1: the same"
-        f" with a tolerance of {TOLERANCE:g} voxels stands beside it, with its precision and recall. Planes"
-        f" of padding count for nothing.\n\n{table(header, lines)}"
+        " each plane around a line, so thin in places that a shift of two voxels costs half of the F1:"
+        f" the same with a tolerance of {TOLERANCE:g} voxels stands beside it, with its precision and recall."
+        f" Planes of padding count for nothing.\n\n{table(header, lines)}"
     ]
