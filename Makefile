@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/installed.stamp
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow bench bench-weak bench-dsm-net bench-annotation check lint types imports format clean
+.PHONY: help install demo test test-slow test-cluster bench bench-weak bench-dsm-net bench-annotation bench-controller check-k8s image try-image check lint types imports format clean
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F'\t' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -25,10 +25,13 @@ demo: $(STAMP) ## three small simulated tomograms through every stage, with a re
 	$(BIN)/cryoscale demo
 
 test: $(STAMP) ## all tests that need no GPU and no minutes
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu and not cluster"
 
 test-slow: $(STAMP) ## the tests that take minutes
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu and not cluster"
+
+test-cluster: $(STAMP) ## several hosts on one machine, as network namespaces; needs root
+	$(BIN)/python -m pytest -m cluster tests/cluster tests/deploy
 
 SIZE ?= small
 DEVICE ?= cpu
@@ -49,6 +52,22 @@ ANNOTATED ?= benchmarks/reports/$(shell date +%F)-annotation-2d-$(SIZE).md
 bench-annotation: $(STAMP) ## 2D networks beside 3D ones on drawn labels; MASKS=folder for two real crops
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.annotation_2d build/annotation-2d-$(SIZE) --size $(SIZE) \
 		$(if $(MASKS),--masks $(MASKS)) --to $(ANNOTATED)
+
+bench-controller: $(STAMP) ## the controller and its ledger with up to 4096 workers and 10 million blocks that compute nothing
+	$(BIN)/python -m benchmarks.controller drive --workers 1 8 64 512 4096 --tomograms 100 --blocks 1000
+	$(BIN)/python -m benchmarks.controller resume --tomograms 10000 --blocks 1000
+
+check-k8s: $(STAMP) ## the Kubernetes manifests, with checkov in an environment of its own
+	test -x build/checkov/bin/checkov || { $(PYTHON) -m venv build/checkov && \
+		build/checkov/bin/python -m pip install --disable-pip-version-check checkov==3.3.30; }
+	$(BIN)/python -m pytest tests/k8s
+
+FLAVOUR ?= cpu
+image: ## the container image, with docker, podman or buildah; FLAVOUR=cuda
+	deploy/build-image $(FLAVOUR)
+
+try-image: ## the steps of the image without a registry of images, and a small run in it
+	deploy/try-image
 
 check: lint types imports ## lint, format, types, and who may import whom
 

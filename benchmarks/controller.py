@@ -107,7 +107,7 @@ def drive(
     return row
 
 
-def resume(tomograms: int, blocks: int) -> dict[str, Any]:
+def resume(tomograms: int, blocks: int, delay_s: float = 0.0) -> dict[str, Any]:
     """Take up a project that is finished: every unit is found sealed.
 
     Returns
@@ -128,7 +128,7 @@ def resume(tomograms: int, blocks: int) -> dict[str, Any]:
         ledger.folder.write_json("sealed.json", record)
         ledger.folder.write_json("plan.json", {"plan": "x", "blocks": blocks, "voxels": 1, "started": 1.0})
         ledger.folder.write_bytes("created", b"")
-    return _take_up(place, tomograms, blocks)
+    return _take_up(place, tomograms, blocks, delay_s)
 
 
 def middle(blocks: int, done: float = 0.5, segment: int = 32) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def middle(blocks: int, done: float = 0.5, segment: int = 32) -> dict[str, Any]:
     return _take_up(place, 1, blocks)
 
 
-def _take_up(place: str, tomograms: int, blocks: int) -> dict[str, Any]:
+def _take_up(place: str, tomograms: int, blocks: int, delay_s: float = 0.0) -> dict[str, Any]:
     """Drive what stands at a place; time it, and how long it takes until the first block is handed out."""
     CountedStore.reset()
     cluster = FakeCluster(64, Weather())
@@ -170,8 +170,10 @@ def _take_up(place: str, tomograms: int, blocks: int) -> dict[str, Any]:
 
     cluster._launch = noted  # type: ignore[method-assign]
     fake = FakeDrive(place, tomograms, one_step(blocks))
+    CountedStore.delay_s = delay_s
     with fake.over(cluster) as controller:
         controller.run()
+    CountedStore.delay_s = 0.0
     row = {
         "tomograms": tomograms, "blocks": tomograms * blocks,
         "seconds": time.perf_counter() - wall, "driver_s": time.thread_time() - began - cluster.own_s,
@@ -205,6 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--poison", type=float, default=1e-6)
     parser.add_argument("--broken", type=float, default=0.0)
     parser.add_argument("--preemptions", type=float, default=1.0, help="per worker and hour")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds that each request takes (resume)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.what == "drive":
@@ -213,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         stages=options.stages, seed=options.seed)  # fmt: skip
             print(json.dumps(row), flush=True)
     elif options.what == "resume":
-        print(json.dumps(resume(options.tomograms, options.blocks)))
+        print(json.dumps(resume(options.tomograms, options.blocks, options.delay)))
     else:
         print(json.dumps(middle(options.blocks)))
 

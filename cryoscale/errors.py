@@ -49,5 +49,9 @@ class SurroundingsError(CryoscaleError):
     """Disk full, no permission, no connection, no workers: nobody's fault in the data; work is kept."""
 
 
+class OvertakenError(SurroundingsError):
+    """Somebody else goes on with this run, or with this artifact: what is written now could spoil it."""
+
+
 class MemoryBudgetError(ConfigurationError):
     """A plan promises more bytes per worker than the budget allows."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHOWN_FAILURES = 10
+SHOWN_HOSTS = 8
 
 
 @click.command("status")
@@ -99,6 +100,18 @@ def _tomogram_table(stages: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _workers(rows: list[dict[str, Any]]) -> str:
+    """Say how many workers there are of each engine, and on which hosts."""
+    said = []
+    for engine in sorted({row["engine"] for row in rows}):
+        hosts = [row for row in rows if row["engine"] == engine]
+        names = [f"{row['host']} ({row['workers']})" for row in hosts[:SHOWN_HOSTS]]
+        more = f", and {len(hosts) - SHOWN_HOSTS} more hosts" if len(hosts) > SHOWN_HOSTS else ""
+        total = sum(row["workers"] for row in hosts)
+        said.append(f"{total} of {engine} on {', '.join(names)}{more}")
+    return "; ".join(said)
+
+
 def _sentences(status: dict[str, Any]) -> list[str]:
     """Say in words what the table does not."""
     from cryoscale.runtime.memory import format_bytes
@@ -113,6 +126,11 @@ def _sentences(status: dict[str, Any]) -> list[str]:
             f"not running: process {driver['pid']} on {driver['host']} ended without notice; "
             "give the run command again, finished work is kept"
         )
+    if status["workers"]:
+        lines.append(f"workers seen lately: {_workers(status['workers'])}")
+    if status["paused"]:
+        at = status["paused"]
+        lines.append(f"paused for {clock_time(at['since_seconds'])}: {at['reason']}")
     for name, at in status["trainings"].items():
         lines.append(
             f"training the {name}: epoch {at['epoch']} of at most {at['epochs']}, "

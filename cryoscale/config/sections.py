@@ -7,9 +7,12 @@ recorded in `docs/design/`.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from cryoscale.config.urls import REMEDY, has_credentials
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -21,6 +24,17 @@ class Section(BaseModel):
     """A table of `run.toml`: frozen, and strict about its keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before", check_fields=False)
+    @classmethod
+    def _without_credentials(cls, value: Any) -> Any:
+        if isinstance(value, str) and has_credentials(value):
+            raise PydanticCustomError(
+                "credentials",
+                "the address holds a password, key, token or signature. {remedy}",
+                {"remedy": REMEDY},
+            )
+        return value
 
 
 class IngestConfig(Section):

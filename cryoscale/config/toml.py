@@ -42,6 +42,8 @@ def _explain(problem: Any, raw: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in path)
     if problem["type"] != "extra_forbidden":
         message = str(problem["msg"]).removeprefix("Value error, ")
+        if problem["type"] == "credentials":
+            return f"{key}: {message}"  # without its value
         return f"{key} = {problem.get('input')!r}: {message}" if key else message
     known = _known_keys(path[:-1])
     near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)

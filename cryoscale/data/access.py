@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cryoscale.config import RunConfig
 from cryoscale.config.simulate import SimulateConfig
 from cryoscale.data.clusters import ClusterFolder, Selection
+from cryoscale.data.fence import Fence
 from cryoscale.data.folder import Folder
+from cryoscale.data.ledger import ALL
 from cryoscale.data.pyramid import Pyramid
 from cryoscale.data.rows import Encodings, Picks, count_picks, read_assignments, read_pick_notes, read_picks
 from cryoscale.data.run import Run
@@ -63,6 +65,8 @@ class Access:
         The person's selection, as it was read when the unit's key was made.
     reference : tuple of (str, float) or None
         Where no working voxel size is set: a tomogram that all must agree with, and its voxel size, Å.
+    fence : Fence or None
+        Stands before all that is written, on workers.
     """
 
     run: Run
@@ -76,6 +80,15 @@ class Access:
     earlier: str = ""
     chosen: Selection | None = None
     reference: tuple[str, float] | None = None
+    fence: Fence | None = None
+
+    def fenced(self, stage: str, marker: str) -> Access:
+        """Return the same grant, good only as long as the ledger has `marker` under the unit's key."""
+        unit = self.run.ledger.child(stage, self.tomogram or ALL, self.key)
+        return replace(self, fence=Fence(unit, marker))
+
+    def _own(self, folder: Folder) -> Folder:
+        return replace(folder, fence=self.fence)
 
     def _may(self, artifact: str, *, write: bool = False) -> None:
         allowed = {self.writes} if write else {*self.reads, self.writes}
@@ -138,7 +151,7 @@ class Access:
     def tomogram_folder(self) -> Folder:
         """Return the group of the tomogram that this stage writes."""
         self._may("tomogram", write=True)
-        return self.run.tomogram(self.tomogram)
+        return self._own(self.run.tomogram(self.tomogram))
 
     def picks(self, tomogram: str | None = None) -> Picks:
         """Read the picks of a tomogram."""
@@ -158,7 +171,8 @@ class Access:
     def encodings(self, tomogram: str | None = None) -> Encodings:
         """Return the encodings of a tomogram."""
         self._may("encodings")
-        return Encodings(self.run.encodings(self._name(tomogram)))
+        folder = self.run.encodings(self._name(tomogram))
+        return Encodings(self._own(folder) if self.writes == "encodings" else folder)
 
     def assignments(self, tomogram: str | None = None) -> Any:
         """Read cluster ids and distances of a tomogram's picks."""
@@ -169,7 +183,8 @@ class Access:
         """Return the folder of clusters."""
         if not {"clusters", "selection", "review"} & {*self.reads, self.writes}:
             self._may("clusters")
-        return self.run.clusters
+        folder = self.run.clusters.folder
+        return ClusterFolder(self._own(folder) if self.writes in ("clusters", "review") else folder)
 
     def selection(self) -> Selection:
         """Return the person's selection of clusters.
@@ -189,17 +204,27 @@ class Access:
     def model(self, name: str) -> ModelFolder:
         """Return the folder of a model, "encoder" or "segmenter"."""
         self._may(name)
-        return self.run.model(name)
+        folder = self.run.model(name).folder
+        return ModelFolder(self._own(folder) if name == self.writes else folder)
 
     def label_volume(self, *, write: bool = False) -> LabelVolume:
         """Open the label volume named in the configuration."""
         self._may("labels", write=write)
-        return LabelVolume(self.run.tomogram(self.tomogram), self.config.segment.labels, writable=write)
+        return LabelVolume(self._group(write=write), self.config.segment.labels, writable=write)
+
+    def _group(self, tomogram: str | None = None, *, write: bool) -> Folder:
+        folder = self.run.tomogram(self._name(tomogram))
+        return self._own(folder) if write else folder
+
+    def label_group(self) -> Folder:
+        """Return the group of the tomogram whose label volumes and companions this stage writes."""
+        self._may("labels", write=True)
+        return self._group(write=True)
 
     def annotation(self, tomogram: str | None = None, *, write: bool = False) -> LabelVolume:
         """Open the label volume that a person drew, as it was taken into the run."""
         self._may("annotation", write=write)
-        return LabelVolume(self.run.tomogram(self._name(tomogram)), ANNOTATION, writable=write)
+        return LabelVolume(self._group(tomogram, write=write), ANNOTATION, writable=write)
 
     def drawn_labels(self, tomogram: str) -> LabelVolume:
         """Open the labels to train on: what a person drew, or what a simulated run knows."""
@@ -238,17 +263,19 @@ class Access:
     def scene(self, name: str, *, write: bool = False) -> Pyramid:
         """Open the noise-free scene, "signal" or "labels"."""
         self._may("scene", write=write)
-        return Pyramid(self.run.scene(self.tomogram).child(name), writable=write)
+        folder = self.run.scene(self.tomogram).child(name)
+        return Pyramid(self._own(folder) if write else folder, writable=write)
 
     def truth_labels(self, *, write: bool = False) -> LabelVolume:
         """Open the true label volume of a simulated tomogram."""
         self._may("truth_labels", write=write)
-        return LabelVolume(self.run.tomogram(self.tomogram), TRUTH_LABELS, writable=write)
+        return LabelVolume(self._group(write=write), TRUTH_LABELS, writable=write)
 
     def tilts(self, name: str, *, write: bool = False) -> Pyramid:
         """Open the imaged projections (tilt, y, x), "signal" or "noise"."""
         self._may("tilts", write=write)
-        return Pyramid(self.run.tilts(self.tomogram).child(name), writable=write)
+        folder = self.run.tilts(self.tomogram).child(name)
+        return Pyramid(self._own(folder) if write else folder, writable=write)
 
     def output(self) -> Folder:
         """Return the folder that tables of the written artifact go to."""
@@ -264,8 +291,8 @@ class Access:
             "review": self.run.folder.child("clusters", "review"),
         }
         self._may(self.writes, write=True)
-        return folders[self.writes]
+        return self._own(folders[self.writes])
 
     def parts(self) -> Folder:
         """Return the folder of the parts that this stage's blocks leave for its seal."""
-        return self.run.parts(self.writes, self.tomogram)
+        return self._own(self.run.parts(self.writes, self.tomogram))

@@ -11,14 +11,18 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import tomli_w
 
+from cryoscale.config.urls import refuse_credentials
 from cryoscale.errors import ConfigurationError, StateError, SurroundingsError
+
+if TYPE_CHECKING:
+    from cryoscale.data.fence import Fence
 
 TEMPORARY, PARTIAL = ".tmp-", ".partial"  # how names of unfinished objects begin and end
 _CLIENT_ERRORS = (  # what clients of storages raise beside OSError; looked up only where they are loaded
@@ -38,14 +42,18 @@ class Folder:
     ----------
     url : str
         A local path, or an fsspec URL such as `s3://bucket/run`.
+    fence : Fence, optional
+        Asked before each object that is written or deleted; folders below have it, too.
     """
 
     url: str
+    fence: Fence | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, place: str | os.PathLike[str]) -> Folder:
         """Make a folder from a path or URL; local paths become absolute."""
         text = os.fspath(place)
+        refuse_credentials(text)
         if "://" in text and not text.startswith("file://"):
             return cls(text.rstrip("/"))
         return cls(str(Path(text.removeprefix("file://")).expanduser().absolute()))
@@ -57,7 +65,12 @@ class Folder:
 
     def child(self, *parts: str) -> Folder:
         """Return the folder below this one."""
-        return Folder("/".join([self.url, *parts]))
+        return Folder("/".join([self.url, *parts]), self.fence)
+
+    def guard(self) -> None:
+        """Raise `OvertakenError` when who holds this folder may not write into it any more."""
+        if self.fence is not None:
+            self.fence.check()
 
     def path(self, name: str = "") -> str:
         """Return the full path or URL of an object."""
@@ -90,6 +103,7 @@ class Folder:
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a whole object so that readers see the old one or the new one, never a part."""
+        self.guard()
         if not self.is_local:
             with self._remote() as (filesystem, root):
                 filesystem.pipe_file(f"{root}/{name}", data)
@@ -103,6 +117,7 @@ class Folder:
                 stream.flush()
                 os.fsync(stream.fileno())
             os.chmod(temporary, 0o666 & ~_umask())
+            self.guard()
             os.replace(temporary, target)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -112,14 +127,12 @@ class Folder:
     def create_bytes(self, name: str, data: bytes) -> bool:
         """Write a whole object unless there is one; say whether it was written.
 
-        On a local path one of several writers wins, whatever happens. Object stores promise less: there the
-        last of several writers at one moment wins, so read again after a while who it was.
+        On a local path one of several writers wins, whatever happens. Object stores promise less: where they
+        know no conditional write the last of several writers at one moment wins, so read again after a while
+        who it was.
         """
         if not self.is_local:
-            if self.exists(name):
-                return False
-            self.write_bytes(name, data)
-            return True
+            return self._create_remote(name, data)
         target = Path(self.path(name))
         temporary = f"{TEMPORARY}{os.getpid()}-{next(_numbers)}{PARTIAL}"
         self.child(*name.split("/")[:-1]).write_bytes(temporary, data)
@@ -138,12 +151,26 @@ class Folder:
             beside.unlink(missing_ok=True)
         return True
 
+    def _create_remote(self, name: str, data: bytes) -> bool:
+        if self.exists(name):
+            return False
+        with self._remote() as (filesystem, root):
+            try:
+                filesystem.pipe_file(f"{root}/{name}", data, mode="create")
+            except FileExistsError:
+                return False
+            except (TypeError, ValueError, NotImplementedError):  # it cannot write on a condition
+                filesystem.pipe_file(f"{root}/{name}", data)
+        return True
+
     def take(self, name: str, data: bytes) -> bool:
         """Remove an object if it still holds `data`; say whether this call removed it.
 
         On a local path only one of several callers removes it, and none removes what another wrote since.
         """
         if not self.is_local:
+            if not self.exists(name) or self.read_bytes(name) != data:
+                return False
             self.delete(name)
             return True
         target = Path(self.path(name))
@@ -173,6 +200,7 @@ class Folder:
 
     def delete(self, name: str = "") -> None:
         """Remove an object or a whole folder; it is no error when there is none."""
+        self.guard()
         if self.is_local:
             target = Path(self.path(name))
             if target.is_dir() and not target.is_symlink():
@@ -199,6 +227,48 @@ class Folder:
             entries = filesystem.ls(place_url, detail=False)
         return sorted(str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in entries)
 
+    def files(self) -> list[str]:
+        """Return the sorted relative paths of all objects below, by one listing; empty when there is none.
+
+        Temporary files of a write that is going on, or that was killed, are not listed.
+        """
+        if not self.is_local:
+            with self._remote() as (filesystem, root):
+                under = root.strip("/") + "/"
+                found = (str(path).strip("/") for path in filesystem.find(root))
+                return sorted(path.removeprefix(under) for path in found if path.startswith(under))
+        below: list[str] = []
+        for folder, _, names in os.walk(self.url):
+            above = "" if folder == self.url else os.path.relpath(folder, self.url) + "/"
+            below += [above + n for n in names if not (n.startswith(TEMPORARY) and n.endswith(PARTIAL))]
+        return sorted(below)
+
+    def sizes(self, under: str = "", *, limit: int = 1000) -> tuple[list[tuple[str, int]], list[str], bool]:
+        """Return what lies directly in a folder: files with their bytes, folders, and whether that is all.
+
+        At most `limit` entries are looked at; one that goes meanwhile is left out.
+        """
+        if not self.is_local:
+            with self._remote() as (filesystem, root):
+                place = f"{root}/{under}" if under else root
+                found = filesystem.ls(place, detail=True) if filesystem.exists(place) else []
+            names = (str(entry["name"]).rstrip("/").rsplit("/", 1)[-1] for entry in found)
+            rows = [
+                (name, str(entry["type"]), int(entry.get("size") or 0))
+                for name, entry in zip(names, found, strict=True)
+            ]
+        else:
+            rows, gone = [], (FileNotFoundError, NotADirectoryError)
+            with contextlib.suppress(*gone), os.scandir(self.path(under)) as entries:
+                for entry in itertools.islice(entries, limit + 1):
+                    with contextlib.suppress(FileNotFoundError):
+                        folder = entry.is_dir(follow_symlinks=False)
+                        size = 0 if folder else entry.stat(follow_symlinks=False).st_size
+                        rows.append((entry.name, "directory" if folder else "file", size))
+        files = [(name, size) for name, kind, size in rows[:limit] if kind != "directory"]
+        folders = [name for name, kind, _ in rows[:limit] if kind == "directory"]
+        return sorted(files), sorted(folders), len(rows) <= limit
+
     def size_bytes(self) -> int:
         """Return the bytes that all objects below take."""
         if not self.is_local:
@@ -210,6 +280,19 @@ class Folder:
                 with contextlib.suppress(FileNotFoundError):
                     total += os.stat(os.path.join(folder, name)).st_size
         return total
+
+    def modified(self, name: str) -> float | None:
+        """Return when an object was written, by the clock of its storage; None where that is not told.
+
+        Seconds since the epoch. Raises `FileNotFoundError` when there is none.
+        """
+        if self.is_local:
+            return os.stat(self.path(name)).st_mtime
+        with self._remote() as (filesystem, root):
+            try:
+                return float(filesystem.modified(f"{root}/{name}").timestamp())
+            except (NotImplementedError, AttributeError, KeyError):
+                return None
 
     def free_bytes(self) -> int | None:
         """Return the free space in bytes, or None where the storage does not tell."""

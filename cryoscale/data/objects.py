@@ -35,6 +35,7 @@ def write_parts(folder: Folder, name: str, parts: Iterable[bytes]) -> None:
     if not folder.is_local:
         folder.write_bytes(name, b"".join(parts))
         return
+    folder.guard()
     target = Path(folder.path(name))
     temporary = target.parent / f"{TEMPORARY}{secrets.token_hex(8)}{PARTIAL}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -47,6 +48,7 @@ def write_parts(folder: Folder, name: str, parts: Iterable[bytes]) -> None:
         with os.fdopen(handle, "wb", buffering=0) as stream:
             for part in parts:
                 _write_all(stream.fileno(), part)
+        folder.guard()  # parts may have taken long to make
         os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(OSError):

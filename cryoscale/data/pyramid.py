@@ -1,8 +1,8 @@
 """Multi-level volumes as sharded OME-Zarr 0.5: tomograms and label volumes share this ground.
 
 Only metadata published last (by `publish`) makes a pyramid readable for others; until then the arrays
-stand there without it. A write covers whole shards and deletes the shard's key first, because a torn shard
-would make every later overwrite fail.
+stand there without it. A write covers whole shards and puts each in place of the old one in a single step: a
+shard that is missing for a moment would be background to whoever reads it then.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ def pyramid_levels(
 
 def open_store(folder: Folder, *, read_only: bool) -> Any:
     """Open a folder as a zarr store."""
+    if not read_only:
+        folder.guard()
     if folder.is_local:
         return zarr.storage.LocalStore(folder.url, read_only=read_only)
     return zarr.storage.FsspecStore.from_url(folder.url, read_only=read_only)
@@ -279,9 +281,9 @@ class Pyramid:
         """
         array = self.array(level)
         check_aligned(core, self.write_unit(level), array.shape)
-        self.delete_shards(level, core)
         layout = self.layout(level)
         if layout is None:
+            self.delete_shards(level, core)  # zarr-python would read a torn one, to change a part of it
             array[core.slices] = np.asarray(give(core), dtype=array.dtype)
             return
         layout.write(

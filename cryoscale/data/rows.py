@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from cryoscale.data.chunk_codecs import chunk_codec
 from cryoscale.data.folder import Folder
+from cryoscale.data.objects import write_parts
 from cryoscale.data.pyramid import open_store
 from cryoscale.data.tables import Table, count_rows, read_notes, read_table, write_table
 from cryoscale.errors import LayoutError, StateError
@@ -107,9 +109,25 @@ class Encodings:
         stop = start + len(encodings_NF)
         if start % ROWS_PER_BLOCK or (stop % ROWS_PER_BLOCK and stop != array.shape[0]):
             raise LayoutError(f"rows {start} to {stop} are not whole blocks of {ROWS_PER_BLOCK}")
-        for number in range(start // ROWS_PER_BLOCK, -(-stop // ROWS_PER_BLOCK)):
-            self.folder.delete(f"c/{number}/0")
-        array[start:stop] = encodings_NF
+        for first in range(start, stop, ROWS_PER_BLOCK):
+            self._write_chunk(array, first // ROWS_PER_BLOCK, encodings_NF[first - start :][:ROWS_PER_BLOCK])
+
+    def _write_chunk(self, array: Any, number: int, rows_NF: npt.NDArray[np.float32]) -> None:
+        """Put one chunk in place of the old one in a single step; zarr-python would change a part of it."""
+        metadata = array.metadata.to_dict()
+        codec = chunk_codec(metadata["codecs"], array.dtype)
+        key = f"c/{number}/0"
+        if codec is None:  # written by somebody else
+            self.folder.delete(key)  # a torn one cannot be changed
+            first = number * ROWS_PER_BLOCK
+            array[first : first + len(rows_NF)] = rows_NF
+            return
+        chunk_NF = np.zeros(array.chunks, np.float32)
+        chunk_NF[: len(rows_NF)] = rows_NF
+        if chunk_NF.view(np.uint32).any():
+            write_parts(self.folder, key, [codec.encode(chunk_NF)])
+        else:
+            self.folder.delete(key)  # nothing but the fill value
 
     def read(self, start: int = 0, stop: int | None = None) -> npt.NDArray[np.float32]:
         """Read rows `start` to `stop`."""

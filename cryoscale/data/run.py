@@ -1,28 +1,24 @@
-"""A run on storage: where each artifact lies, `run.toml`, and the lock of its driver."""
+"""A run on storage: where each artifact lies, `run.toml`, and who may write."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import io
-import json
 import os
-import socket
-import threading
-import time
-from collections.abc import Iterator, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cryoscale.config import RunConfig, dump_config, load_config
 from cryoscale.data.clusters import ClusterFolder
 from cryoscale.data.folder import Folder
+from cryoscale.data.lock import DriverLock
 from cryoscale.data.weights import ModelFolder
 from cryoscale.errors import ConfigurationError, StateError, SurroundingsError
 
-STALE_LOCK_SECONDS = 120.0
-SETTLE_SECONDS = 0.5  # on an object store: how long another driver may take to write its name over ours
+PROBE_BYTES = 1 << 16  # more than a file system keeps beside a file's name
 
 
 @dataclass(frozen=True)
@@ -177,136 +173,46 @@ class Run:
     # -- one driver at a time ---------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[DriverLock]:
+    def locked(
+        self, wait_s: float = 0.0, tell: Callable[[str], None] = lambda _: None
+    ) -> Iterator[DriverLock]:
         """Hold the run's lock: two drivers would write the same shards.
+
+        Parameters
+        ----------
+        wait_s, tell
+            How long to wait for another driver, and who is told whom this waits for.
 
         Raises
         ------
         ConfigurationError
             Another driver is alive.
+        SurroundingsError
+            It was still alive after `wait_s`.
         """
         lock = DriverLock(self.folder.child("ledger"))
-        lock.acquire()
-        try:
+        try:  # before it is taken: a signal may come as soon as it is
+            lock.acquire(wait_s, tell)
             yield lock
         finally:
             lock.release()
 
+    def require_writable(self) -> None:
+        """Write one object into the run and remove it, before anything else is begun.
 
-LOCK = "driver.json"
-
-
-class DriverLock:
-    """`ledger/driver.json`, renewed by a thread of its own, so that a task of hours is no silence."""
-
-    def __init__(self, folder: Folder) -> None:
-        self.folder = folder
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._taken_by: dict[str, Any] | None = None
-
-    def acquire(self) -> None:
-        """Take the lock, or raise `ConfigurationError` when a living driver holds it.
-
-        Of several drivers that start at one moment, one gets it. Object stores may let several write: there
-        the last one has it, and each looks again after a moment who that is.
+        Raises
+        ------
+        SurroundingsError
+            The storage refuses: read-only, full, over a quota, no permission; it says which.
         """
-        while not self.folder.create_bytes(LOCK, self._record()):
-            try:
-                found = self.folder.read_bytes(LOCK)
-            except FileNotFoundError:
-                continue
-            self._refuse_if_alive(_as_holder(found))
-            self.folder.take(LOCK, found)
-        if not self.folder.is_local:
-            self._ended.wait(SETTLE_SECONDS)
-            holder = self._holder()
-            if holder and not self._mine(holder):
-                self._refuse_if_alive(holder)
-        self._thread = threading.Thread(target=self._keep, name="cryoscale-lock", daemon=True)
-        self._thread.start()
-
-    def _refuse_if_alive(self, holder: dict[str, Any] | None) -> None:
-        if holder and self._alive(holder):
-            raise ConfigurationError(
-                f"another driver works on this run: process {holder['pid']} on {holder['host']}.",
-                remedy=f"Wait for it, or stop it; a lock silent for {STALE_LOCK_SECONDS:g} s is ignored.",
-            )
-
-    def heartbeat(self) -> None:
-        """Raise `StateError` when another driver took the run over; cheap to call often."""
-        if self._taken_by is not None:
-            raise StateError(
-                f"process {self._taken_by['pid']} on {self._taken_by['host']} took this run over, because "
-                f"this driver was silent for more than {STALE_LOCK_SECONDS:g} s.",
-                remedy="Leave the run to it; finished work is kept.",
-            )
-
-    def release(self) -> None:
-        """Give the lock back, unless it is somebody else's by now."""
-        self._ended.set()
-        if self._thread is not None:
-            self._thread.join()
-        holder = self._holder()
-        if holder and self._mine(holder):
-            self.folder.delete(LOCK)
-
-    def _keep(self) -> None:
-        while not self._ended.wait(STALE_LOCK_SECONDS / 6):
-            with contextlib.suppress(OSError):  # a full disk: the run itself will meet it and say so
-                holder = self._holder()
-                if holder and not self._mine(holder):
-                    self._taken_by = holder
-                    return
-                self._beat()
-
-    def _beat(self) -> None:
-        self.folder.write_bytes(LOCK, self._record())
-
-    @staticmethod
-    def _record() -> bytes:
-        return json.dumps({**_this_process(), "heartbeat": time.time()}, sort_keys=True).encode()
-
-    def _holder(self) -> dict[str, Any] | None:
+        name = f"ledger/.writable-{secrets.token_hex(8)}"
         try:
-            return _as_holder(self.folder.read_bytes(LOCK))
-        except FileNotFoundError:
-            return None
-
-    @staticmethod
-    def _mine(holder: dict[str, Any]) -> bool:
-        return {k: holder.get(k) for k in ("host", "pid", "begun")} == _this_process()
-
-    @staticmethod
-    def _alive(holder: dict[str, Any]) -> bool:
-        if holder["host"] == socket.gethostname() and Path("/proc").exists():
-            begun = process_begun(int(holder["pid"]))
-            return begun != "" and holder.get("begun", begun) == begun
-        return bool(time.time() - float(holder["heartbeat"]) < STALE_LOCK_SECONDS)
-
-
-def _as_holder(data: bytes) -> dict[str, Any] | None:
-    """Parse a lock; None when it is torn."""
-    try:
-        holder = json.loads(data)
-    except ValueError:
-        return None
-    whole = isinstance(holder, dict) and {"host", "pid", "heartbeat"} <= holder.keys()
-    return holder if whole else None
-
-
-def _this_process() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid(), "begun": process_begun(os.getpid())}
-
-
-def process_begun(pid: int) -> str:
-    """Return when a process of this machine began, in the kernel's ticks; empty when there is none.
-
-    A process id alone says little: it is given out again.
-    """
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    fields = text.rpartition(")")[2].split()  # the name, in brackets, may hold anything
-    return "" if fields[0] == "Z" else fields[19]
+            try:
+                self.folder.write_bytes(name, bytes(PROBE_BYTES))
+            finally:
+                self.folder.delete(name)
+        except OSError as error:
+            raise SurroundingsError(
+                f"cannot write into {self.folder.url}: {error.strerror or error}.",
+                remedy="Nothing was begun; mend its permissions or space, then give the same command again.",
+            ) from error

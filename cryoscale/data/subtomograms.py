@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import zarr.codecs
 
 from cryoscale.data.folder import Folder
 from cryoscale.data.pyramid import open_store
+from cryoscale.data.shards import ShardLayout
 from cryoscale.data.tables import Table, read_table, write_table
 from cryoscale.errors import LayoutError, StateError
 
@@ -62,9 +64,15 @@ class Subtomograms:
             raise LayoutError(f"row {first} does not begin a shard of {ROWS_PER_SHARD} rows.")
         store = open_store(self.folder, read_only=False)
         for name, values in arrays.items():
-            self.folder.delete(f"{name}/c/{first // ROWS_PER_SHARD}")  # torn or whole
             array = zarr.open_array(store, path=name, mode="r+")
-            array[first : first + len(values)] = values.astype(ARRAYS[name], copy=False)
+            some = values.astype(ARRAYS[name], copy=False)
+            layout = ShardLayout.of(array.metadata.to_dict())
+            if layout is None:  # written by somebody else: zarr-python cannot change a torn shard
+                self.folder.delete(f"{name}/c/{first // ROWS_PER_SHARD}")
+                array[first : first + len(some)] = some
+                continue
+            stop = (first + len(some), *array.shape[1:])
+            layout.write(self.folder, name, (first, 0, 0, 0), stop, partial(_rows, some, first))
 
     def publish(self, table: Mapping[str, Any]) -> None:
         """Write the table last: with it the set is complete."""
@@ -88,3 +96,10 @@ class Subtomograms:
         except (FileNotFoundError, ValueError) as error:
             raise StateError(f"{self.folder.url} has no array '{name}'.") from error
         return np.asarray(array[rows] if isinstance(rows, slice) else array.oindex[rows])
+
+
+def _rows(
+    values: npt.NDArray[Any], first: int, start: tuple[int, ...], stop: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    """Return the asked rows of values whose first one has the number `first`."""
+    return values[start[0] - first : stop[0] - first]

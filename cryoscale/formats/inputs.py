@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from cryoscale.config.urls import refuse_credentials
 from cryoscale.errors import ConfigurationError, SurroundingsError
 
 SUFFIXES = (".mrc", ".rec", ".map", ".st")
@@ -36,6 +37,7 @@ def expand_inputs(patterns: Sequence[str]) -> list[Path]:
         )
     found: dict[Path, Path] = {}
     for pattern in patterns:
+        refuse_credentials(pattern)
         for path in _matches(os.path.expanduser(pattern)):
             _check_file(path)
             found.setdefault(path.resolve(), path)

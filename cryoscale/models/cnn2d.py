@@ -84,9 +84,9 @@ class CNN2D(nn.Module):
     def _quieten(self) -> None:
         """Make the first responses small.
 
-        Three layers of 15 x 15 answer far beyond 1 with plain Glorot weights, on features and elsewhere alike,
-        and the loss takes such answers for 1: they have no gradient, and the network never learns. The paper
-        does not say what it starts from.
+        Three layers of 15 x 15 answer far beyond 1 with plain Glorot weights, on features and elsewhere
+        alike, and the loss takes such answers for 1: they have no gradient, and the network never learns. The
+        paper does not say what it starts from.
         """
         with torch.no_grad():
             for network in self.networks:

@@ -7,39 +7,37 @@ nowhere else.
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
+import functools
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from cryoscale.data.ledger import ALL, Mark, UnitLedger
-from cryoscale.errors import ConfigurationError, CryoscaleError, SurroundingsError
-from cryoscale.pipeline.attempts import Attempt, Limits, Pause
+from cryoscale.errors import ConfigurationError, CryoscaleError, OvertakenError, SurroundingsError
+from cryoscale.pipeline.attempts import Attempt, Limits, first_attempt
+from cryoscale.pipeline.marking import MarkWriter
+from cryoscale.pipeline.pausing import STOPPED, Pausing
+from cryoscale.pipeline.queues import DueUnits, TaskQueue
+from cryoscale.pipeline.telling import INTERPRETER_BYTES, stage_started, task_ended
 from cryoscale.pipeline.unit import Unit, quarantine_text, shown
 from cryoscale.pipeline.units import UnitGraph
 from cryoscale.runtime.events import (
     EventBus,
     Message,
     StageSealed,
-    StageStarted,
-    TaskEnded,
     TaskStatus,
     UnitFailed,
 )
 from cryoscale.runtime.executor import Executor
 from cryoscale.runtime.memory import check_plan
-from cryoscale.runtime.task import Outcome, Task
+from cryoscale.runtime.task import Outcome
 from cryoscale.stages.base import BlockStage, StageWork, WholeStage
 
-INTERPRETER_BYTES = {"cpu": 400 * 2**20, "model": 900 * 2**20}  # an idle worker with its libraries loaded
-OPEN_TASKS = 512  # per engine; further units wait to be opened
-STOPPED = "The run stopped with its work kept; mend this, then give the same command again."
+OPEN_TASKS = 512  # wait per engine, or as many as are in flight; further units wait to be opened
 NO_SELECTION = "no clusters are selected"
 AFTER_SELECTION = "clusters must be selected first"
-FLUSH_MARKS, FLUSH_SECONDS = 32, 1.0
 
 
 class Controller:
@@ -59,6 +57,8 @@ class Controller:
         Called before a unit that needs a selection; may make one (accepted suggestions).
     heartbeat : callable
         Called often, to renew the driver's lock.
+    clock : callable
+        Seconds that go on; of pauses and of the writing of marks.
     """
 
     def __init__(
@@ -70,16 +70,18 @@ class Controller:
         *,
         on_gate: Callable[[], None] = lambda: None,
         heartbeat: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.graph, self.engines, self.bus, self.limits = graph, engines, bus, limits
-        self.on_gate, self.heartbeat = on_gate, heartbeat
-        self._queues: dict[str, list[tuple[Any, Attempt]]] = {name: [] for name in engines}
+        self.on_gate, self.heartbeat, self.clock = on_gate, heartbeat, clock
+        self._queues = {name: TaskQueue(self._rank) for name in engines}
+        self._due = {name: DueUnits(self._place) for name in engines}
         self._running: dict[str, Attempt] = {}
-        self._tie = itertools.count()
-        self._pause = Pause()
+        self._busy: Counter[str] = Counter()  # tasks in flight by engine
+        place = graph.run.folder.url
+        self._pause = Pausing(limits=limits, bus=bus, clock=clock, place=place, heartbeat=heartbeat)
         self._finished = 0
-        self._to_check = deque(graph.units.values())
-        self._flushed = time.monotonic()
+        self._marks = MarkWriter(self._pause, clock)
         self._order = {name: i for i, name in enumerate([*graph.tomograms, ALL])}
         self._steps = {step.name: i for i, step in enumerate(graph.steps)}
 
@@ -93,41 +95,83 @@ class Controller:
         SurroundingsError
             The surroundings did not mend within the allowed pauses; all finished work is kept.
         """
+        self.graph.records.list()
+        self._look_at(self.graph.units.values())
         try:
             while True:
-                self._open_ready_units()
-                self._submit()
-                if not self._running and not any(self._queues.values()):
+                if self._pause.pay():
+                    self._open_ready_units()
+                    self._submit()
+                if not self._has_work() and self._marks.flush(force=True):
                     break
                 self._collect()
                 self.heartbeat()
-        finally:
-            self._flush(force=True)
+        except OvertakenError:  # the ledger is another driver's
+            raise
+        except BaseException:
+            with contextlib.suppress(OSError, SurroundingsError):  # what ended the run is to be told
+                self.heartbeat()
+                self._marks.write()
+            raise
+
+    def _has_work(self) -> bool:
+        waiting = any(self._queues.values()) or any(self._due.values())
+        return bool(self._running or self._pause.owes or waiting)
+
+    def _rank(self, unit: Unit) -> tuple[int, ...]:
+        # Tasks that the surroundings failed go behind the rest, so that one bad folder stops nobody else.
+        return unit.pauses, self._order[unit.tomogram], self._steps[unit.step.name]
+
+    def _place(self, unit: Unit) -> tuple[int, ...]:
+        # Fits are looked at first: many wait for one, and one that stands already sets them free.
+        return unit.tomogram != ALL, self._order[unit.tomogram], self._steps[unit.step.name]
+
+    def _look_at(self, units: Iterable[Unit]) -> None:
+        """Have units looked at whose inputs have changed."""
+        for unit in units:
+            self._due[unit.step.stage.engine].push(unit)
 
     def _open_ready_units(self) -> None:
-        """Open the units whose inputs stand; only those are looked at whose inputs have changed."""
-        later = []
-        while self._to_check:
-            unit = self._to_check.popleft()
-            if unit.state != "pending":
-                continue
-            if len(self._queues[unit.step.stage.engine]) >= OPEN_TASKS:
-                later.append(unit)
-                continue
-            verdict = self.graph.ready(unit)
-            if verdict == "yes":
-                self._open(unit)
-            elif verdict == "blocked":
-                waiting = any(u.state == "waiting" for u in self.graph.inputs_of(unit))
-                unit.reason = AFTER_SELECTION if waiting else "an earlier stage failed"
-                self._end(unit, "waiting" if waiting else "blocked")
-        later.sort(key=lambda unit: (self._order[unit.tomogram], self._steps[unit.step.name]))
-        self._to_check.extend(later)
+        """Open the units whose inputs stand, as long as few tasks wait and storage lets us."""
+        if self._pause.stuck and self._pause.going_on:
+            return
+        looked = True
+        while looked:
+            looked = False
+            for name, due in self._due.items():
+                while due and len(self._queues[name]) < max(OPEN_TASKS, self._busy[name]):
+                    looked = True
+                    if not self._look_safely(due.pop()):
+                        return
+
+    def _look_safely(self, unit: Unit) -> bool:
+        """Look at a unit; False when storage refuses: then it is looked at again, after a pause."""
+        if self._pause.attempt(functools.partial(self._look, unit)):
+            return True
+        unit.state, unit.phase, unit.outstanding = "pending", 0, 0
+        unit.ledger = unit.access = unit.plan = unit.marks = None
+        self.graph.records.doubt(*unit.name)
+        self._look_at([unit])
+        return False
+
+    def _look(self, unit: Unit) -> None:
+        if unit.state != "pending":
+            return
+        verdict = self.graph.ready(unit)
+        if verdict == "yes":
+            self._open(unit)
+        elif verdict == "blocked":
+            waiting = any(u.state == "waiting" for u in self.graph.inputs_of(unit))
+            unit.reason = AFTER_SELECTION if waiting else "an earlier stage failed"
+            self._end(unit, "waiting" if waiting else "blocked")
 
     def _end(self, unit: Unit, state: str) -> None:
         """Give a unit its last state and have those looked at that wait for it."""
         unit.state = state
-        self._to_check.extend(self.graph.dependents(unit))
+        unit.access = unit.plan = None
+        self._marks.drop(unit)
+        self.graph.records.drop(*unit.name)
+        self._look_at(self.graph.dependents(unit))
 
     def _open(self, unit: Unit) -> None:
         """Find out what is due of a unit whose inputs stand, and queue it."""
@@ -140,6 +184,8 @@ class Controller:
         except SurroundingsError:
             raise
         except PermissionError as error:
+            if str(error.filename).startswith(self.graph.run.folder.url):
+                raise  # the run's own storage: every unit would meet it
             self._fail(unit, f"{error.filename}: {error.strerror}.")
         except OSError:
             raise
@@ -162,7 +208,7 @@ class Controller:
         """Find the unit sealed already, or plan it."""
         unit.key = unit.identity = self.graph.key_of(unit)
         unit.ledger = UnitLedger(self.graph.run.ledger, *unit.name, unit.key)
-        sealed = unit.ledger.sealed
+        sealed = self.graph.records.sealed(*unit.name, unit.key)
         if sealed is not None and self.graph.stands(unit):
             self._become_sealed(unit, sealed["value"], fresh=False)
             return
@@ -182,17 +228,20 @@ class Controller:
         if not isinstance(stage, BlockStage):
             assert isinstance(stage, WholeStage)
             self._check_memory(unit, stage.bytes_needed(unit.access))
-            unit.ledger.begin("whole", 1, 0)
-            self._announce(unit, 1, 0)
-            self._queue(unit, None, StageWork(stage, unit.access, "compute"))
+            unit.ledger.begin("whole", 1, 0, present=self.graph.records.names(*unit.name))
+            self.graph.records.drop(*unit.name)
+            self.bus.emit(stage_started(unit, 1, 0))
+            self._push(first_attempt(unit, StageWork(stage, unit.access, "compute")))
             return
         unit.plan = stage.plan(unit.access)
         self._check_memory(unit, unit.plan.bytes_per_worker)
-        unit.marks = unit.ledger.begin(unit.plan.identity, unit.plan.block_count, unit.plan.voxels)
+        plan, present = unit.plan, self.graph.records.names(*unit.name)
+        unit.marks = unit.ledger.begin(plan.identity, plan.block_count, plan.voxels, present=present)
+        self.graph.records.drop(*unit.name)
         if not unit.ledger.created:
             stage.create(unit.access)
             unit.ledger.mark_created()
-        self._announce(unit, unit.plan.block_count + 1, unit.plan.voxels)  # and the seal
+        self.bus.emit(stage_started(unit, plan.block_count + 1, plan.voxels))  # and the seal
         self._queue_phase(unit)
 
     def _check_memory(self, unit: Unit, promised: int) -> None:
@@ -204,23 +253,6 @@ class Controller:
         if budget:
             check_plan(unit.step.name, shown(unit), promised + INTERPRETER_BYTES[engine], 1, budget)
 
-    @staticmethod
-    def _promise(unit: Unit) -> int:
-        return unit.plan.bytes_per_worker + INTERPRETER_BYTES[unit.step.stage.engine] if unit.plan else 0
-
-    def _announce(self, unit: Unit, blocks: int, voxels: int) -> None:
-        done = (
-            sum(block.core.voxels for p in unit.plan.phases for block in p if block.index in unit.marks)
-            if unit.plan
-            else 0
-        )
-        self.bus.emit(
-            StageStarted(
-                stage=unit.step.name, tomogram=shown(unit), blocks=blocks, already=len(unit.marks),
-                voxels=voxels - done,
-            )
-        )  # fmt: skip
-
     def _queue_phase(self, unit: Unit) -> None:
         """Queue the blocks of the current phase, go on to the next, or seal."""
         assert unit.plan is not None
@@ -229,77 +261,65 @@ class Controller:
             due = unit.blocks_due()
             if due:
                 work = StageWork(unit.step.stage, unit.access, "block")
-                for block in due:
-                    self._queue(unit, block, work)
+                unit.outstanding = len(due)
+                queue = self._queues[unit.step.stage.engine]
+                queue.push_blocks(unit, due, functools.partial(first_attempt, unit, work))
                 return
             if unit.quarantined:
                 self._fail(unit, quarantine_text(unit))
                 return
             unit.phase += 1
         unit.state = "sealing"
-        self._queue(unit, None, StageWork(unit.step.stage, unit.access, "seal"))
-
-    def _queue(self, unit: Unit, block: Any, work: StageWork) -> None:
-        index = None if block is None else block.index
-        name = f"{unit.step.name}/{unit.tomogram}/{work.operation if index is None else index}"
-        needs_client = unit.step.stage.needs_client and work.operation == "compute"
-        patient = work.operation == "compute"  # a training may take days
-        task = Task(f"{name}#1", work, block, needs_client=needs_client, patient=patient)
-        if index is not None:
-            unit.outstanding.add(index)
-        self._push(Attempt(unit, index, task))
+        self._push(first_attempt(unit, StageWork(unit.step.stage, unit.access, "seal")))
 
     def _push(self, attempt: Attempt) -> None:
-        unit = attempt.unit
-        # Tasks that the surroundings failed go behind the rest, so that one bad folder stops nobody else.
-        rank = (unit.pauses, self._order[unit.tomogram], self._steps[unit.step.name], next(self._tie))
-        heapq.heappush(self._queues[unit.step.stage.engine], (rank, attempt))
+        self._queues[attempt.unit.step.stage.engine].push(attempt)
 
     def _submit(self) -> None:
         """Keep each engine's window full, tomogram by tomogram."""
-        if time.monotonic() < self._pause.until:
+        if self.clock() < self._pause.until:
             return
         for name, queue in self._queues.items():
             if not queue:
                 continue
             executor = self.engines[name]()
-            while queue and executor.in_flight < executor.window:
-                _, attempt = heapq.heappop(queue)
-                if attempt.unit.state == "failed":
-                    continue
+            while executor.in_flight < executor.window and (attempt := queue.pop()) is not None:
                 self._running[attempt.task.identifier] = attempt
+                self._busy[name] += 1
                 executor.submit(attempt.task)
 
     def _collect(self) -> None:
         """Take what ended; wait a moment when nothing did."""
         if not self._running:
-            wait = max(0.0, self._pause.until - time.monotonic())
+            wait = max(0.0, self._pause.until - self.clock())
             threading.Event().wait(min(wait, 1.0))  # a pause of the run, not a way to synchronise
             return
-        names = {attempt.unit.step.stage.engine for attempt in self._running.values()}
-        executors = {id(e): e for e in (self.engines[name]() for name in names)}
+        executors = {id(e): e for e in (self.engines[name]() for name, n in self._busy.items() if n)}
         patience = 1.0 if len(executors) == 1 else 0.05
         for executor in executors.values():
             for outcome in executor.wait(patience):
                 self._settle(outcome)
-        self._flush()
+        self._marks.flush()
 
     # -- how things end -------------------------------------------------------------------------------------
 
     def _settle(self, outcome: Outcome) -> None:
         attempt = self._running.pop(outcome.task.identifier)
+        engine = attempt.unit.step.stage.engine
+        self._busy[engine] -= 1
         report = outcome.value if outcome.status == "finished" else None
         voxels = getattr(report, "voxels", 0)
         empty = bool(getattr(report, "empty", False))
         if outcome.status == "finished":
-            self._tell(attempt, outcome, voxels, "empty" if empty else "done")
-            self._pause.count = 0
+            self.bus.emit(task_ended(attempt, outcome, voxels, "empty" if empty else "done"))
+            if not self._pause.stuck:  # a task that ends well says nothing of the ledger
+                self._pause.count = 0
             self._finished += 1
             self._finish(attempt, outcome, empty=empty, voxels=voxels)
             return
-        verdict = attempt.judge(outcome, self.limits)
+        verdict = attempt.judge(outcome, self.limits, self.engines[engine]().window)
         ended: TaskStatus = "lost" if outcome.status == "lost" else "failed"
-        self._tell(attempt, outcome, 0, "quarantined" if verdict == "give up" else ended)
+        self.bus.emit(task_ended(attempt, outcome, 0, "quarantined" if verdict == "give up" else ended))
         if attempt.unit.state == "failed":
             return
         reason = outcome.failure.message if outcome.failure else "its worker died (killed, or out of memory)"
@@ -308,50 +328,37 @@ class Controller:
         elif verdict == "give up":
             self._give_up(attempt, reason)
         else:
-            attempt.again(alone=verdict == "alone")
+            attempt.again(alone=verdict == "alone", fresh=verdict == "fresh")
             self._push(attempt)
-
-    def _tell(self, attempt: Attempt, outcome: Outcome, voxels: int, status: TaskStatus) -> None:
-        unit = attempt.unit
-        self.bus.emit(
-            TaskEnded(
-                stage=unit.step.name, tomogram=shown(unit),
-                block=-1 if attempt.block is None else attempt.block, status=status,
-                seconds=outcome.seconds, voxels=voxels, worker=outcome.worker, started=outcome.started,
-                peak_bytes=outcome.peak_bytes, promised_bytes=self._promise(unit),
-                message=outcome.failure.message if outcome.failure else "", attempt=attempt.task.attempt,
-            )
-        )  # fmt: skip
 
     def _finish(self, attempt: Attempt, outcome: Outcome, *, empty: bool, voxels: int) -> None:
         unit = attempt.unit
         assert unit.ledger is not None
         if attempt.block is None:
             value = {**outcome.value, **({"outside": unit.outside} if unit.outside else {})}
-            unit.ledger.seal(value, empty=bool(value.get("empty")))
-            if unit.plan is not None and unit.access is not None:
-                with contextlib.suppress(OSError):  # only now: a seal that runs again needs them
-                    unit.access.parts().delete()
-            self._become_sealed(unit, value, fresh=True)
+            self._pause.keep(functools.partial(self._seal, unit, value))
             return
         status = "empty" if empty else "done"
         self._mark(unit, Mark(attempt.block, status, voxels, round(outcome.seconds, 4), time.time()))
 
-    def _mark(self, unit: Unit, mark: Mark) -> None:
+    def _seal(self, unit: Unit, value: dict[str, Any]) -> None:
         assert unit.ledger is not None
-        unit.marks[mark.block] = mark
-        unit.outstanding.discard(mark.block)
-        unit.ledger.add(mark)
-        if unit.ledger.pending >= FLUSH_MARKS:
-            unit.ledger.flush()
-        if not unit.outstanding:
-            unit.ledger.flush()
+        unit.ledger.seal(value, empty=bool(value.get("empty")))
+        if unit.plan is not None and unit.access is not None:
+            with contextlib.suppress(OSError, SurroundingsError):
+                unit.access.parts().delete()  # only now: a seal that runs again needs them
+        self._become_sealed(unit, value, fresh=True)
+
+    def _mark(self, unit: Unit, mark: Mark) -> None:
+        self._marks.add(unit, mark)
+        unit.outstanding -= 1
+        if not unit.outstanding and unit.state == "active":
             self._queue_phase(unit)
 
     def _become_sealed(self, unit: Unit, value: dict[str, Any], *, fresh: bool) -> None:
         unit.value = value
         unit.identity = str(value.get("hash", unit.key))
-        unit.plan, unit.marks = None, {}  # ten million blocks are not kept in memory
+        unit.marks = unit.ledger = None  # ten million blocks are not kept in memory
         self._end(unit, "sealed")
         if fresh:
             self.bus.emit(StageSealed(stage=unit.step.name, tomogram=shown(unit)))
@@ -364,10 +371,13 @@ class Controller:
         self._mark(unit, Mark(attempt.block, "quarantined", finished=time.time(), reason=reason))
 
     def _fail(self, unit: Unit, reason: str) -> None:
+        self._pause.keep(functools.partial(self._record_failure, unit, reason))
+
+    def _record_failure(self, unit: Unit, reason: str) -> None:
         unit.reason = reason
-        self._end(unit, "failed")
         if unit.ledger is not None:
             unit.ledger.fail(reason)
+        self._end(unit, "failed")
         self.bus.emit(UnitFailed(stage=unit.step.name, tomogram=shown(unit), reason=reason))
 
     def _wait_for_surroundings(self, attempt: Attempt, reason: str) -> None:
@@ -376,7 +386,7 @@ class Controller:
         unit.pauses += 1
         if unit.finished_before < 0:
             unit.finished_before = self._finished
-        if time.monotonic() >= pause.until:
+        if self.clock() >= pause.until:
             pause.count += 1
             if pause.count > self.limits.pauses:
                 if self._finished == unit.finished_before:
@@ -384,23 +394,7 @@ class Controller:
                 pause.count = 0  # others went on well meanwhile: it is this unit's file or folder
                 self._fail(unit, reason)
                 return
-            seconds = self.limits.pause_seconds * 2 ** (pause.count - 1)
-            pause.until = time.monotonic() + seconds
-            self.bus.emit(Message(text=f"paused for {seconds:g} s: {reason}", level="warning"))
-        attempt.again(alone=attempt.task.alone)
+            pause.begin(reason)
+        attempt.again(alone=attempt.task.alone, fresh=attempt.task.fresh)
         self._push(attempt)
-        self._rank_again(unit.step.stage.engine)
-
-    def _rank_again(self, engine: str) -> None:
-        """Put the queued tasks of units that the surroundings fail behind those of the others."""
-        queue = self._queues[engine]
-        queue[:] = [((attempt.unit.pauses, *rank[1:]), attempt) for rank, attempt in queue]
-        heapq.heapify(queue)
-
-    def _flush(self, *, force: bool = False) -> None:
-        if not force and time.monotonic() - self._flushed < FLUSH_SECONDS:
-            return
-        self._flushed = time.monotonic()
-        for unit in self.graph.units.values():
-            if unit.ledger is not None and unit.ledger.pending:
-                unit.ledger.flush()
+        self._queues[unit.step.stage.engine].rank_again()

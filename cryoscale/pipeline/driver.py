@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import json
-import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +11,20 @@ from typing import Any
 
 from cryoscale.config import RunConfig
 from cryoscale.data.clusters import SELECTION, SUGGESTION
-from cryoscale.data.ledger import ALL, UnitLedger, recorded_failures
+from cryoscale.data.ledger import ALL, UnitLedger, forget_all_quarantined, recorded_failures
+from cryoscale.data.lock import DriverLock
 from cryoscale.data.run import Run
 from cryoscale.data.weights import identity_of
-from cryoscale.errors import ConfigurationError, CryoscaleError, StateError, SurroundingsError
+from cryoscale.errors import ConfigurationError, CryoscaleError, OvertakenError, SurroundingsError
 from cryoscale.pipeline.attempts import Limits
 from cryoscale.pipeline.controller import AFTER_SELECTION, NO_SELECTION, Controller
 from cryoscale.pipeline.engines import EngineChoice, Engines, local_workers, memory_budgets
+from cryoscale.pipeline.observe import check_metrics, heartbeat, observed
 from cryoscale.pipeline.order import steps_for, upto
+from cryoscale.pipeline.presence import Presence
 from cryoscale.pipeline.units import UnitGraph, unfinished
-from cryoscale.runtime.events import Event, EventBus, MemoryWarning, Message, as_record
-from cryoscale.runtime.trace import TraceWriter
+from cryoscale.runtime.events import Event, EventBus, MemoryWarning, Message
+from cryoscale.runtime.signals import take_back
 
 REFITS = "refits.json"
 
@@ -107,7 +107,10 @@ def run_pipeline(
     Raises
     ------
     SurroundingsError
-        Disk, network or workers did not mend in time; finished work is kept.
+        Disk, network or workers did not mend in time, nothing can be written into the run, or another
+        driver did not end in `options.wait_for_driver_s`; finished work is kept.
+    OvertakenError
+        Another driver took the run over.
     ConfigurationError
         The configuration, the selection, or a memory plan cannot be used.
     """
@@ -117,38 +120,52 @@ def run_pipeline(
             f"{run.folder.url} has no inputs.", remedy="Add files: cryoscale init RUN 'recon/*.mrc'"
         )
     _check_fit_tomograms(config)
+    check_metrics(options)
     choice = EngineChoice(options.executor, options.dask, options.ray, options.secrets)
     bus = EventBus()
     for listener in listeners:
         bus.listen(listener)
     bus.listen(MemoryWarning(bus.emit))
+    steps = steps_for(config)
+    presence = Presence(
+        run.folder.child("ledger"), {step.name: choice.kinds[step.stage.engine] for step in steps}
+    )
+    bus.listen(presence)
+    run.require_writable()
     with (
         _wrapped_os_errors(run),
-        run.locked() as lock,
-        _logging(run, bus, options),
-        Engines(config, choice) as e,
+        run.locked(options.wait_for_driver_s, lambda text: bus.emit(Message(text=text))) as lock,
+        presence.shown(lock.beside),
+        observed(run, bus, options) as metrics,
+        Engines(config, choice, run.folder, bus.emit) as e,
     ):
         generations = _generations(run, config, options)
-        graph = UnitGraph(run, config, upto(steps_for(config), options.until), generations)
+        graph = UnitGraph(run, config, upto(steps, options.until), generations)
         if options.retry_quarantined:
-            _forget_quarantined(run)
+            forget_all_quarantined(run.ledger)
         controller = Controller(
             graph,
             {"cpu": lambda: e.get("cpu"), "model": lambda: e.get("model")},
             bus,
             limits_for(config, choice),
             on_gate=lambda: _accept(run, bus) if options.accept_suggestions else None,
-            heartbeat=lock.heartbeat,
+            heartbeat=heartbeat(lambda: _beat(lock), metrics, lambda: controller, e),
         )
         try:
             controller.run()
-        except StateError:  # another driver took the run over: its failures are its own
+        except OvertakenError:  # another driver took the run over: its failures are its own
             raise
         except BaseException:
             _write_failures(run, config, graph)
             raise
         _write_failures(run, config, graph)
     return _result(graph, failures_of(graph))
+
+
+def _beat(lock: DriverLock) -> None:
+    """Look whether the run is still ours; and keep our signals, which engines take for themselves again."""
+    take_back()
+    lock.heartbeat()
 
 
 def _check_fit_tomograms(config: RunConfig) -> None:
@@ -265,36 +282,6 @@ def _sealed_keys(run: Run, name: str) -> set[str]:
     """Return the keys under which a fit is sealed: one, or none."""
     keys = run.ledger.names(f"{name}/{ALL}")
     return {key for key in keys if UnitLedger(run.ledger, name, ALL, key).sealed is not None}
-
-
-def _forget_quarantined(run: Run) -> None:
-    for stage in run.ledger.names():
-        for unit in run.ledger.names(stage):
-            for key in run.ledger.names(f"{stage}/{unit}"):
-                UnitLedger(run.ledger, stage, unit, key).forget_quarantined()
-
-
-@contextlib.contextmanager
-def _logging(run: Run, bus: EventBus, options: Options) -> Iterator[None]:
-    """Write every event as one JSON line, and a trace, to `logs/`; only where the run is a local path."""
-    if not run.folder.is_local:
-        yield
-        return
-    stamp = time.strftime("%Y%m%d-%H%M%S") + f"-{os.getpid()}"
-    folder = Path(run.folder.path("logs"))
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        events = stack.enter_context((folder / f"events-{stamp}.jsonl").open("w"))
-        bus.listen(lambda event: _write_line(events, as_record(event)))
-        if options.trace:
-            trace = stack.enter_context((folder / f"trace-{stamp}.json").open("wb"))
-            bus.listen(TraceWriter(trace.write))
-        yield
-
-
-def _write_line(stream: Any, record: dict[str, Any]) -> None:
-    stream.write(json.dumps(record) + "\n")
-    stream.flush()
 
 
 @contextlib.contextmanager

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryoscale.config import RunConfig
+from cryoscale.data.folder import Folder
+from cryoscale.data.probe import RunProbe, placed_probe
 from cryoscale.errors import ConfigurationError
+from cryoscale.runtime.events import Event, Message
 from cryoscale.runtime.executor import Executor, ExecutorSettings, open_executor
 from cryoscale.runtime.memory import available_bytes, cpu_count, parse_bytes
+from cryoscale.runtime.probe import Guard
 
 KINDS = {
     "auto": ("dask", "ray"),
@@ -93,21 +98,50 @@ class Engines:
 
     Use it from a thread that lives as long as the run: an embedded Ray ends with the thread that
     started it.
+
+    Parameters
+    ----------
+    config, choice : RunConfig, EngineChoice
+        What to start.
+    run : Folder or None
+        Folder of the run, which every worker process must see as this one does; None looks at no folder.
+    emit : callable
+        Takes the events that tell who is waited for and who is not used.
     """
 
-    def __init__(self, config: RunConfig, choice: EngineChoice) -> None:
-        self.config, self.choice = config, choice
+    def __init__(
+        self,
+        config: RunConfig,
+        choice: EngineChoice,
+        run: Folder | None = None,
+        emit: Callable[[Event], None] = lambda event: None,
+    ) -> None:
+        self.config, self.choice, self.run, self.emit = config, choice, run, emit
         self.kinds = choice.kinds
         self._open: dict[str, Executor] = {}
+        self._probe: RunProbe | None = None
+        self._closing = ExitStack()  # one that cannot be closed leaves no other open
 
     def get(self, engine: str) -> Executor:
-        """Return the started executor of an engine, "cpu" or "model"."""
+        """Return the executor of an engine, "cpu" or "model", starting it if need be.
+
+        It may have no worker yet: tasks wait inside, while the other engine's go on.
+        """
         kind = self.kinds[engine]
         if kind not in self._open:
-            executor = open_executor(kind, self.settings(kind))
-            executor.start()
+            executor = open_executor(kind, replace(self.settings(kind), guard=self._guard(kind)))
+            executor.tell = lambda text, level: self.emit(Message(text=text, level=level))
+            executor.begin()
             self._open[kind] = executor
+            self._closing.callback(executor.close)
         return self._open[kind]
+
+    def _guard(self, kind: str) -> Guard | None:
+        if kind == "serial" or self.run is None:  # the worker is this process; or nothing to look at
+            return None
+        if self._probe is None:
+            self._probe = self._closing.enter_context(placed_probe(self.run))
+        return Guard.of(kind, self._probe)
 
     def settings(self, kind: str) -> ExecutorSettings:
         """Translate the `[execution]` table for one kind of executor."""
@@ -122,8 +156,14 @@ class Engines:
         if kind == "dask":
             return replace(common, workers=execution.dask_workers or 0)
         if kind == "ray" and address is not None:
-            threads = execution.ray_threads or 4  # nothing is known yet of the nodes there
-            return replace(common, workers=execution.ray_workers or 0, threads_per_worker=threads, gpus=None)
+            return replace(
+                common,
+                workers=execution.ray_workers or 0,
+                threads_per_worker=execution.ray_threads or 4,  # nothing is known yet of the nodes there
+                gpus=None,
+                gpus_per_worker=execution.ray_gpus_per_worker,
+                idle_release_s=execution.idle_release_s,
+            )
         workers = local_workers(self.config, kind)
         threads = execution.ray_threads or max(1, cpu_count() // workers)
         gpus = local_gpus() if kind == "ray" else 0
@@ -133,6 +173,5 @@ class Engines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with ExitStack() as closing:  # one that cannot be closed leaves no other open
-            for executor in self._open.values():
-                closing.callback(executor.close)
+        self._open.clear()
+        self._closing.close()

@@ -15,10 +15,10 @@ from cryoscale.data.tomogram import TomogramFacts
 from cryoscale.errors import CryoscaleError, FormatError
 from cryoscale.formats.mrc_header import read_header
 from cryoscale.geometry import Zyx
-from cryoscale.pipeline.controller import INTERPRETER_BYTES
 from cryoscale.pipeline.engines import EngineChoice, memory_budgets
 from cryoscale.pipeline.supervised import assumed_card
 from cryoscale.pipeline.survey import Standing, Survey, survey_run
+from cryoscale.pipeline.telling import INTERPRETER_BYTES
 from cryoscale.runtime.memory import format_bytes
 from cryoscale.stages.base import BlockStage
 from cryoscale.stages.networks import expected_invariants

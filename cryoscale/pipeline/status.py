@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from cryoscale.data.ledger import ALL, Mark, UnitLedger
-from cryoscale.data.run import DriverLock, Run
+from cryoscale.data.lock import Sight, sight
+from cryoscale.data.run import Run
 from cryoscale.pipeline.order import Step
+from cryoscale.pipeline.presence import read_presence
 from cryoscale.pipeline.survey import NO_SELECTION, Standing, Survey, survey_run
 from cryoscale.stages.base import BlockStage
 
@@ -36,7 +38,11 @@ def status_of(run: Run, *, with_disk: bool = True) -> dict[str, Any]:
     status : dict
         `schema` (1), `run` (where it is), `at` (seconds since the epoch), and:
 
-        - `driver`: None, or `host`, `pid`, `alive`, `silent_seconds`;
+        - `driver`: None, or `host`, `pid`, `alive`, `silent_seconds` (since its last sign, by the clock of
+          the storage; never negative);
+        - `workers`: those that ended a task in the last quarter of an hour, by `host` and `engine` ("dask",
+          "ray", "serial"): how many `workers`, and `seen_seconds` since the last of them did;
+        - `paused`: None, or `reason` and `since_seconds`: the driver waits for storage, network or workers;
         - `tomograms`: how many inputs the run has;
         - `complete`: whether nothing is due any more; `failed`: whether something failed;
         - `waiting`: None, or what a person has to do before the rest can go on;
@@ -59,11 +65,12 @@ def status_of(run: Run, *, with_disk: bool = True) -> dict[str, Any]:
     """
     survey = survey_run(run)
     now = time.time()
-    driver = driver_of(run, now)
-    stages = [
-        _stage(step, survey.of_step(step.name), now, at_work=bool(driver and driver["alive"]))
-        for step in survey.graph.steps
-    ]
+    seen = sight(run.folder.child("ledger"), now)
+    driver = _told(seen)
+    at_work = seen is not None and seen.alive
+    workers, paused = read_presence(run.folder.child("ledger")) if at_work else ([], None)
+    clock = seen.clock if seen is not None and seen.alive else now  # the ledger's times are the driver's
+    stages = [_stage(step, survey.of_step(step.name), clock, at_work=at_work) for step in survey.graph.steps]
     failures = failures_in(survey)
     due = [stage for stage in stages if any(stage["tomograms"][state] for state in DUE)]
     known = [s["seconds_left"] for s in due if s["seconds_left"] is not None]
@@ -72,6 +79,8 @@ def status_of(run: Run, *, with_disk: bool = True) -> dict[str, Any]:
         "run": run.folder.url,
         "at": now,
         "driver": driver,
+        "workers": workers,
+        "paused": paused,
         "tomograms": len(survey.graph.tomograms),
         "complete": not due,
         "failed": bool(failures),
@@ -96,15 +105,17 @@ def trainings_of(run: Run) -> dict[str, Any]:
 
 def driver_of(run: Run, now: float) -> dict[str, Any] | None:
     """Say which driver holds the run, and whether it is alive; None when there is none."""
-    lock = DriverLock(run.folder.child("ledger"))
-    holder = lock._holder()
-    if holder is None:
+    return _told(sight(run.folder.child("ledger"), now))
+
+
+def _told(seen: Sight | None) -> dict[str, Any] | None:
+    if seen is None:
         return None
     return {
-        "host": holder["host"],
-        "pid": holder["pid"],
-        "alive": lock._alive(holder),
-        "silent_seconds": max(0.0, now - holder["heartbeat"]),
+        "host": seen.holder["host"],
+        "pid": seen.holder["pid"],
+        "alive": seen.alive,
+        "silent_seconds": seen.silent_seconds,
     }
 
 

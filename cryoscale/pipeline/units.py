@@ -9,14 +9,13 @@ from cryoscale.config import RunConfig
 from cryoscale.config.run import SourceConfig, parameters_key
 from cryoscale.data.access import Access
 from cryoscale.data.clusters import Selection
-from cryoscale.data.folder import Folder
 from cryoscale.data.ledger import ALL, UnitLedger
+from cryoscale.data.ledger_index import LedgerIndex
 from cryoscale.data.run import Run
-from cryoscale.data.weights import ModelFolder, identity_of
 from cryoscale.errors import ConfigurationError
 from cryoscale.formats.inputs import source_exists, source_stamp
-from cryoscale.formats.labels import labels_stamp
 from cryoscale.pipeline.order import Step
+from cryoscale.pipeline.outside import content_of
 from cryoscale.pipeline.unit import TERMINAL, Unit
 
 MEASURED, COMPARED = "ingest", "pick"  # where voxel sizes become known; the first step that needs them alike
@@ -55,6 +54,10 @@ class UnitGraph:
         self._reference_settled = False
         self._reference_told = False
         self._selection: Selection | None = None  # as it was when the first unit passed the gate
+        self.records = LedgerIndex(run.ledger)  # a driver lists it, nobody else may write there then
+        self._fits_before: dict[str, list[str]] = {}
+        self._not_ended: dict[str, list[Unit]] = {}
+        self._not_frozen: dict[str, tuple[str, ...]] = {}
 
     # -- readiness ------------------------------------------------------------------------------------------
 
@@ -99,11 +102,13 @@ class UnitGraph:
         """Whether a fit stands already under the key that it would have now."""
         if not unit.step.fit:
             return False
-        fits = [u for u in self.inputs_of(unit) if u.step.scope == "all"]
-        if any(u.state != "sealed" for u in fits) or any(
-            u.state != "sealed" for n in self._upstream_fits(unit.step) for u in [self.units[n, ALL]]
-        ):
+        fits = [self.units[name, ALL] for name in self._upstream_fits(unit.step)]
+        if any(u.state != "sealed" for u in fits):
             return False
+        behind = tuple(u.identity for u in fits)
+        if self._not_frozen.get(unit.step.name) == behind:  # as it was after the last tomogram
+            return False
+        self._not_frozen[unit.step.name] = behind
         chosen = None
         if unit.step.chosen:
             try:
@@ -111,17 +116,20 @@ class UnitGraph:
             except ConfigurationError:  # the unit's own gate says so
                 return False
         key = self.key_of(unit, chosen) if chosen or not unit.step.chosen else ""
-        if not key or UnitLedger(self.run.ledger, *unit.name, key).sealed is None:
+        if not key or self.records.sealed(*unit.name, key) is None:
             return False
+        del self._not_frozen[unit.step.name]
         self._selection = chosen or self._selection
         return True
 
     def _upstream_fits(self, step: Step) -> list[str]:
-        names: list[str] = []
-        for name in step.after:
-            other = self.by_step[name]
-            names += [name] if other.scope == "all" else self._upstream_fits(other)
-        return names
+        if step.name not in self._fits_before:
+            names: list[str] = []
+            for name in step.after:
+                other = self.by_step[name]
+                names += [name] if other.scope == "all" else self._upstream_fits(other)
+            self._fits_before[step.name] = names
+        return self._fits_before[step.name]
 
     def ready(self, unit: Unit) -> str:
         """Say "yes", "no", or "blocked" for a pending unit."""
@@ -129,24 +137,36 @@ class UnitGraph:
             return "yes"
         if any(self.units[name, ALL].state not in TERMINAL for name in unit.step.behind):
             return "no"
-        inputs = self.inputs_of(unit)
-        shared = [u for u in inputs if u.step.scope == "all"]
-        own = [u for u in inputs if u.step.scope == "tomogram"]
+        shared = [self.units[name, ALL] for name in unit.step.after if self.by_step[name].scope == "all"]
         if any(u.state in ("failed", "blocked", "waiting") for u in shared):
             return "blocked"
         if unit.step.scope == "tomogram":
-            if any(u.state in ("failed", "blocked", "waiting") for u in own):
-                return "blocked"
-            if any(u.state != "sealed" for u in inputs):
-                return "no"
-            if unit.step.name != COMPARED or self.reference_settled:
-                return "yes"
-            return "yes" if UnitLedger(self.run.ledger, *unit.name, self.key_of(unit)).sealed else "no"
-        if any(u.state not in TERMINAL for u in own) or any(u.state != "sealed" for u in shared):
+            return self._ready_alone(unit)
+        if not self._own_ended(unit) or any(u.state != "sealed" for u in shared):
             return "no"
-        if own and not self.usable(unit):
+        reads_tomograms = any(self.by_step[name].scope == "tomogram" for name in unit.step.after)
+        return "blocked" if reads_tomograms and not self.usable(unit) else "yes"
+
+    def _ready_alone(self, unit: Unit) -> str:
+        """Say the same of a unit of one tomogram, no fit before which has failed."""
+        inputs = self.inputs_of(unit)
+        if any(u.state in ("failed", "blocked", "waiting") for u in inputs):
             return "blocked"
-        return "yes"
+        if any(u.state != "sealed" for u in inputs):
+            return "no"
+        if unit.step.name != COMPARED or self.reference_settled:
+            return "yes"
+        return "yes" if self.records.sealed(*unit.name, self.key_of(unit)) else "no"
+
+    def _own_ended(self, unit: Unit) -> bool:
+        """Whether all tomograms' units that a whole-data-set unit reads have ended; none is asked again."""
+        name = unit.step.name
+        if name not in self._not_ended:
+            self._not_ended[name] = [u for u in self.inputs_of(unit) if u.step.scope == "tomogram"]
+        left = self._not_ended[name]
+        while left and left[-1].state in TERMINAL:
+            left.pop()
+        return not left
 
     def usable(self, unit: Unit) -> list[str]:
         """Tomograms whose inputs for a whole-data-set unit are all there."""
@@ -279,8 +299,8 @@ class UnitGraph:
         if source_exists(self.run.source_path(source.path)):
             return None
         for key in self.run.ledger.names(f"identify/{tomogram}"):
-            sealed = UnitLedger(self.run.ledger, "identify", tomogram, key).sealed
-            if sealed and self.run.tomogram(tomogram).exists("zarr.json"):
+            ingested = self.records.sealed("identify", tomogram, key) is not None
+            if ingested and self.run.tomogram(tomogram).exists("zarr.json"):
                 return key
         return None
 
@@ -291,7 +311,7 @@ class UnitGraph:
         """
         named = [(p, p) if isinstance(p, str) else p for p in unit.step.outside(self.config) if p]
         unit.outside = {
-            name: place and _content_of(place.replace("{tomogram}", unit.tomogram)) for name, place in named
+            name: place and content_of(place.replace("{tomogram}", unit.tomogram)) for name, place in named
         }
         if None in unit.outside.values():
             for key in self.run.ledger.names("/".join(unit.name)):
@@ -322,7 +342,9 @@ class UnitGraph:
 
     def forget(self, name: tuple[str, str]) -> None:
         """Remove all marks of a step of a tomogram, whatever their key."""
-        self.run.ledger.delete("/".join(name))
+        if self.records.names(*name) != []:
+            self.run.ledger.delete("/".join(name))
+        self.records.drop(*name)
 
     # -- access ---------------------------------------------------------------------------------------------
 
@@ -359,14 +381,6 @@ class UnitGraph:
             chosen=self.selection() if unit.step.chosen else None,
             reference=self._reference if self.reference_settled else None,
         )
-
-
-def _content_of(place: str) -> Any:
-    """Name what a file or a folder holds: size and time, of a model its weights' hash; None when gone."""
-    model = ModelFolder(Folder.of(place))
-    if model.exists:
-        return identity_of(model.card)
-    return list(source_stamp(place)) if source_exists(place) else labels_stamp(place)
 
 
 def unfinished(graph: UnitGraph) -> list[Unit]:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryoscale.data.run import Run
-from cryoscale.errors import ConfigurationError, CryoscaleError
+from cryoscale.errors import ConfigurationError, CryoscaleError, StateError, SurroundingsError
 from cryoscale.formats.inputs import SUFFIXES, source_stamp
 from cryoscale.pipeline.setup import add_inputs, write_run
+from cryoscale.runtime.signals import obeyed_signal
 
 STOP_FILE = "stop-watching"  # in the run's folder; removed when it was obeyed
 SECONDS_BETWEEN_LOOKS = 10.0
@@ -52,8 +53,9 @@ def watch_folder(
     Returns
     -------
     code : int
-        Of the last drive: 0 done, 1 some work failed or a file could not be taken, 2 misuse; 0 when there
-        was none. Ctrl-C, or a file `stop-watching` in the run's folder, ends the watch cleanly.
+        Of the last drive: 0 done, 1 some work failed or a file could not be taken, 2 misuse, 75 the
+        surroundings failed; 0 when there was none. A file `stop-watching` in the run's folder ends the watch;
+        so does a signal, then it is 128 and its number (130 for Ctrl-C).
 
     Raises
     ------
@@ -76,6 +78,8 @@ def watch_folder(
             pause()
     except KeyboardInterrupt:
         watch.tell("interrupted; finished work is kept.")
+        came = obeyed_signal()
+        return watch.exit_code if came is None else came.exit_code
     return watch.exit_code
 
 
@@ -139,13 +143,20 @@ class _Watch:
             if self.run.config.inputs:
                 self.code = self.drive()
         except CryoscaleError as error:  # the next file, or the next edit, may find things mended
-            self.code = 2 if isinstance(error, ConfigurationError) else 1
+            self.code = _code_of(error)
             self.tell(f"stopped: {error} Watching goes on.")
 
     def _wishes(self) -> tuple[bytes, ...]:
         """Return what a person may edit while we watch: parameters and selection."""
         files = ((self.run.folder, "run.toml"), (self.run.clusters.folder, "selection.toml"))
         return tuple(folder.read_bytes(name) if folder.exists(name) else b"" for folder, name in files)
+
+
+def _code_of(error: CryoscaleError) -> int:
+    """Return the exit code that the error would have ended `run` with."""
+    if isinstance(error, SurroundingsError):
+        return 75
+    return 2 if isinstance(error, (ConfigurationError, StateError)) else 1
 
 
 def _stamps(folder: Path) -> dict[Path, Stamp]:

@@ -89,7 +89,12 @@ class _Builder:
         self.folder.write_bytes(name, render(self.env, template, **common, **values))
 
 
-def write_report(run: Run, stages: Sequence[StageName] = (), options: ReportOptions | None = None) -> str:
+def write_report(
+    run: Run,
+    stages: Sequence[StageName] = (),
+    options: ReportOptions | None = None,
+    to: Folder | None = None,
+) -> str:
     """Write the report and return the path of its first page.
 
     Parameters
@@ -98,6 +103,10 @@ def write_report(run: Run, stages: Sequence[StageName] = (), options: ReportOpti
         At any stage of its work; sections appear when their artifacts exist.
     stages : sequence of StageName
         The stages in order, so that those not begun are shown too.
+    options : ReportOptions, optional
+        How much to draw.
+    to : Folder, optional
+        Where to write, in place of `RUN/reports`.
 
     Raises
     ------
@@ -106,7 +115,7 @@ def write_report(run: Run, stages: Sequence[StageName] = (), options: ReportOpti
     """
     options = options or ReportOptions()
     config = run.config
-    folder = run.folder.child("reports")
+    folder = to or run.folder.child("reports")
     summary = summarise(run, config, stages)
     _check_names(options, summary)
     b = _Builder(run, config, summary, options, environment(), Images(folder), _read_made(folder))

@@ -84,6 +84,10 @@ class TaskEnded(Event):
         1 for the first.
     message : str
         Why it failed.
+    kind, traceback : str
+        Of a failure: who is to blame ("data", "surroundings", "bug"), and where it was raised.
+    log : tuple of str
+        Last lines that the worker logged during the task.
     """
 
     stage: str
@@ -98,6 +102,9 @@ class TaskEnded(Event):
     promised_bytes: int = 0
     attempt: int = 1
     message: str = ""
+    kind: str = ""
+    traceback: str = ""
+    log: tuple[str, ...] = ()
 
     @property
     def final(self) -> bool:
@@ -129,6 +136,22 @@ class Message(Event):
 
     text: str
     level: Literal["info", "warning", "error"] = "info"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paused(Message):
+    """The run waits for its surroundings to mend.
+
+    Parameters
+    ----------
+    reason : str
+        What storage, network or workers said.
+    seconds : float
+        How long it waits before it tries again.
+    """
+
+    reason: str = ""
+    seconds: float = 0.0
 
 
 Listener = Callable[[Event], None]

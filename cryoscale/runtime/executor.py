@@ -5,7 +5,8 @@
     submit -> backlog -> [window: at most `window` tasks handed to the engine] -> wait -> outcomes
 
 An executor never retries. Every submitted task comes back exactly once, as an outcome. The caller's retry,
-mark and quarantine decisions need no knowledge of the engine.
+mark and quarantine decisions need no knowledge of the engine. What never began (its worker proved unfit, or
+left in order) is handed to another worker, and does not count as a try.
 """
 
 from __future__ import annotations
@@ -15,93 +16,26 @@ import itertools
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from cryoscale.errors import ConfigurationError, StateError, SurroundingsError
-from cryoscale.runtime.memory import cpu_count
+from cryoscale.runtime.probe import Finding, Guard, clock_problem
+from cryoscale.runtime.settings import ExecutorSettings
 from cryoscale.runtime.task import Outcome, Task, failed, pack
+
+__all__ = ["Executor", "ExecutorSettings", "Tell", "open_executor"]
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-# How long one look at the engine may take before deadlines are checked again, seconds.
-_POLL_S = 1.0
+# How long one look at the engine may take before deadlines are checked again; while nobody works; seconds.
+_POLL_S, _EAGER_S = 1.0, 0.1
+# While there is no worker: when that is told first, and how often again.
+_FIRST_WORD_S, _WORD_S = 1.0, 15.0
 
 
-# By default OpenMP's threads spin while they wait. On cores that are shared (two engines, other users) a
-# training step then took 2 to 30 times as long as on one thread.
-PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-
-
-@dataclass(frozen=True)
-class ExecutorSettings:
-    """Where and how work runs; nothing here changes a result.
-
-    Parameters
-    ----------
-    workers : int
-        Processes; 0 means one per core (embedded) or as many as the cluster offers.
-    threads_per_worker : int
-        Threads that numerical libraries may use inside a worker. A worker runs one task at a time.
-    memory_per_worker_bytes : int or None
-        An embedded Dask worker above this is ended and its task lost; None sets no limit.
-    gpus : int or None
-        CUDA devices to share out among Ray workers; None means those of the cluster at `address`.
-    address : str or None
-        A running cluster; None starts an embedded one that ends with this process.
-    secrets : Path or None
-        Folder with the certificates (Dask) and the token (Ray) that a running cluster asks for.
-    start_timeout_s : float
-        How long to wait for a first worker, at the start and whenever all have gone.
-    no_progress_timeout_s : float
-        How long to wait while tasks are in flight and none ends. Training counts as one task: leave hours.
-    per_worker_in_flight : int
-        Tasks handed to one worker at a time: one runs, the rest hide the latency.
-    scratch : Path or None
-        Folder for the engines' temporary files; None means the system's.
-    """
-
-    workers: int = 0
-    threads_per_worker: int = 1
-    memory_per_worker_bytes: int | None = None
-    gpus: int | None = 0
-    address: str | None = None
-    secrets: Path | None = None
-    start_timeout_s: float = 120.0
-    no_progress_timeout_s: float = 6 * 3600.0
-    per_worker_in_flight: int = 2
-    scratch: Path | None = None
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("workers", 0),
-            ("threads_per_worker", 1),
-            ("gpus", 0),
-            ("per_worker_in_flight", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigurationError(f"{name} must be at least {least}, got {getattr(self, name)}.")
-
-    @property
-    def local_workers(self) -> int:
-        """Workers of an embedded engine: as asked, or as many as fit the cores."""
-        return self.workers or max(1, cpu_count() // self.threads_per_worker)
-
-    @property
-    def thread_environment(self) -> dict[str, str]:
-        """Environment that keeps the libraries in a worker from starting a thread per core each."""
-        threads = str(self.threads_per_worker)
-        names = ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMEXPR", "BLOSC", "VECLIB_MAXIMUM")
-        return {
-            **{f"{name}_NUM_THREADS": threads for name in names if name != "BLOSC"},
-            "BLOSC_NTHREADS": threads,
-            **PATIENT_THREADS,
-            "ZARR_ASYNC__CONCURRENCY": "4",
-            "ZARR_THREADING__MAX_WORKERS": threads,
-        }
+Tell = Callable[[str, Literal["info", "warning"]], None]
 
 
 class Executor(ABC):
@@ -113,18 +47,27 @@ class Executor(ABC):
     ----------
     name : str
         "serial", "dask" or "ray".
+    tell : callable
+        Takes a sentence for the person who watches (who is waited for, who is not used), and "info" or
+        "warning".
     """
 
     name: ClassVar[str]
 
     def __init__(self, settings: ExecutorSettings) -> None:
         self.settings = settings
+        self.tell: Tell = lambda text, level: None
+        self._guard = (settings.guard or Guard.of(self.name)).packed()
         self._tickets = itertools.count()
         self._backlog: deque[tuple[str, Task, bytes]] = deque()
         self._running: dict[str, Task] = {}
+        self._payloads: dict[str, bytes] = {}
         self._arrived: list[Outcome] = []
         self._started = False
         self._progress_at = self._workers_at = time.monotonic()
+        self._word_at: float | None = None  # when it was last told that there is no worker
+        self._refused: dict[str, str] = {}  # from hosts whose workers are not used to why
+        self._clocks: set[str] = set()
 
     @property
     @abstractmethod
@@ -136,16 +79,17 @@ class Executor(ABC):
         """Tasks submitted whose outcome `wait` has not returned."""
         return len(self._backlog) + len(self._running) + len(self._arrived)
 
-    def start(self) -> None:
-        """Start or join the engine and wait until one worker answers.
+    def begin(self) -> None:
+        """Start or join the engine without waiting for workers: tasks wait until one is there.
 
         Raises
         ------
         SurroundingsError
-            If no worker answered within `start_timeout_s`, or the engine could not be reached.
+            If the engine refused. One that only does not answer yet is waited for by `start` or `wait`.
         """
         if self._started:
             return
+        self._progress_at = self._workers_at = time.monotonic()
         try:
             self._start()
         except BaseException:
@@ -153,6 +97,23 @@ class Executor(ABC):
             raise
         self._started = True
         self._progress_at = self._workers_at = time.monotonic()
+
+    def start(self) -> None:
+        """Start or join the engine and wait until one worker has proved itself.
+
+        Raises
+        ------
+        SurroundingsError
+            If no fit worker answered within `start_timeout_s`, or the engine could not be reached.
+        """
+        self.begin()
+        try:
+            while not self._live_workers():
+                self._take(_EAGER_S)
+                self._check_workers(time.monotonic())
+        except BaseException:
+            self.close()
+            raise
 
     def submit(self, task: Task) -> None:
         """Take a task; more than `window` wait their turn inside, in order.
@@ -164,7 +125,7 @@ class Executor(ABC):
                 f"the {self.name} executor is not started.", remedy="Call start() before submit()."
             )
         if self.in_flight == 0:
-            self._progress_at = time.monotonic()
+            self._progress_at = self._workers_at = time.monotonic()
         try:
             payload = pack(task)
         except Exception as error:
@@ -188,10 +149,8 @@ class Executor(ABC):
         while True:
             self._pump()
             if self._running or self._backlog:
-                left = 0.0 if self._arrived else max(0.0, min(_POLL_S, deadline - time.monotonic()))
-                for ticket, outcome in self._collect(left):
-                    del self._running[ticket]
-                    self._arrived.append(outcome)
+                poll = _POLL_S if self._live_workers() else _EAGER_S
+                self._take(0.0 if self._arrived else max(0.0, min(poll, deadline - time.monotonic())))
             if self._arrived:
                 arrived, self._arrived = self._arrived, []
                 self._progress_at = self._workers_at = time.monotonic()
@@ -207,6 +166,7 @@ class Executor(ABC):
         """End what `start` started; tasks in flight are given up. Safe to call again."""
         self._backlog.clear()
         self._running.clear()
+        self._payloads.clear()
         self._arrived.clear()
         self._started = False
         self._close()
@@ -224,20 +184,73 @@ class Executor(ABC):
         """Hand tasks to the engine: in order, within the window, an `alone` task with nothing beside it."""
         while self._backlog:
             ticket, task, payload = self._backlog[0]
-            beside_alone = any(other.alone for other in self._running.values())
+            # A task that is alone has nobody beside it: looking at one is looking at all of them.
+            beside_alone = len(self._running) == 1 and next(iter(self._running.values())).alone
             if beside_alone or (task.alone and self._running) or not self._has_room():
                 return
             self._backlog.popleft()
             self._running[ticket] = task
+            self._payloads[ticket] = payload
             self._launch(ticket, task, payload)
+
+    def _take(self, timeout: float) -> None:
+        """Collect what has ended."""
+        for ticket, outcome in self._collect(timeout):
+            del self._running[ticket], self._payloads[ticket]
+            self._arrived.append(outcome)
+
+    def _give_back(self, ticket: str) -> None:
+        """Put a task that never began in front of the others; it is not a try."""
+        task, payload = self._running.pop(ticket), self._payloads.pop(ticket)
+        self._backlog.appendleft((str(next(self._tickets)), task, payload))
+
+    def _judge(self, finding: Finding, asked: float, where: str) -> bool:
+        """Say whether a worker may be used; tell, once per host, if not, and if its clock is off.
+
+        Parameters
+        ----------
+        finding : Finding
+            What it says about itself.
+        asked : float
+            When it was asked, seconds since the epoch; it is answered now.
+        where : str
+            Its address, for the message.
+        """
+        if finding.host not in self._clocks and (clock := clock_problem(finding, asked, time.time())):
+            self._clocks.add(finding.host)
+            self.tell(clock, "warning")
+        if finding.problem:
+            self._refuse(finding.host, where, finding.problem)
+        else:
+            self._refused.pop(finding.host, None)
+        return not finding.problem
+
+    def _refuse(self, host: str, where: str, problem: str) -> None:
+        if self._refused.get(host) != problem:
+            self._refused[host] = problem
+            self.tell(f"a worker on {host} ({where}) is not used: {problem}", "warning")
+
+    def _check_workers(self, now: float) -> None:
+        """Say who is waited for while there is no worker; raise when that takes too long."""
+        if self._live_workers() > 0:
+            self._workers_at, self._word_at = now, None
+            return
+        waited = now - self._workers_at
+        if waited > self.settings.start_timeout_s:
+            self._workers_at, self._word_at = now, None
+            raise self._nobody("no worker answered", self._waiting_for())
+        first = _FIRST_WORD_S if self.settings.address else _WORD_S
+        if waited >= first and (self._word_at is None or now - self._word_at >= _WORD_S):
+            self._word_at = now
+            self.tell(
+                f"waiting for a worker of {self._place()}, {self.settings.start_timeout_s - waited:.0f} s "
+                f"left. {self._waiting_for()}".strip(),
+                "info",
+            )
 
     def _check_deadlines(self) -> None:
         now = time.monotonic()
-        if self._live_workers() > 0:
-            self._workers_at = now
-        elif now - self._workers_at > self.settings.start_timeout_s:
-            self._workers_at = self._progress_at = now
-            raise self._nobody("there has been no worker")
+        self._check_workers(now)
         patient = any(task.patient for task in self._running.values())
         if now - self._progress_at > self.settings.no_progress_timeout_s and not patient:
             self._progress_at = now
@@ -248,21 +261,28 @@ class Executor(ABC):
                 remedy="Check whether the workers hang on storage that does not answer, or lack memory.",
             )
 
+    def _place(self) -> str:
+        return f"{self.name} at {self.settings.address or 'the engine that this process started'}"
+
     def _nobody(self, what: str, detail: str = "") -> SurroundingsError:
-        where = self.settings.address or "the engine that this process started"
+        unfit = " ".join(f"On {host}: {why}" for host, why in self._refused.items())
         limit = f"waited up to {self.settings.start_timeout_s:g} s"
         return SurroundingsError(
-            f"{what} under {self.name} at {where} ({limit}). {detail}".strip(),
+            " ".join(filter(None, [f"{what} under {self._place()} ({limit}).", detail, unfit])),
             remedy="Check that workers run there, can reach the scheduler and have the same versions of "
             "Python and cryoscale, and read their logs; `cryoscale doctor` shows this side.",
         )
+
+    def _waiting_for(self) -> str:
+        """Say what is missing while there is no worker; for messages."""
+        return ""
 
     def _has_room(self) -> bool:
         return len(self._running) < self.window
 
     @abstractmethod
     def _start(self) -> None:
-        """Start the engine and wait for a worker."""
+        """Start the engine, or begin to join it; `_collect` is called until there is a worker."""
 
     @abstractmethod
     def _launch(self, ticket: str, task: Task, payload: bytes) -> None:

@@ -14,16 +14,19 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from cryoscale.errors import CryoscaleError, LayoutError, SurroundingsError, UndeclaredAccessError
 from cryoscale.runtime.memory import peak_bytes, reset_peak
+from cryoscale.runtime.redaction import redacted
+from cryoscale.runtime.worker_log import worker_log
 
 FailureKind = Literal["data", "surroundings", "bug"]
 Status = Literal["finished", "failed", "lost"]
+OUT_OF_MEMORY = "out of memory"  # how such a failure's message begins
 
 _SURROUNDINGS_ERRNO = frozenset(
     (
@@ -36,6 +39,12 @@ _SURROUNDINGS_ERRNO = frozenset(
         errno.ESTALE,
         errno.EMFILE,
         errno.ENFILE,
+        errno.ENOTCONN,  # a FUSE mount whose server went
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.EREMOTEIO,
     )
 )
 
@@ -93,6 +102,9 @@ class Task:
         The function itself computes with dask collections (k-means).
     patient : bool
         May take for ever (a training): while it runs, the executor's no-progress deadline does not count.
+    fresh : bool
+        Run on a worker with everything opened afresh, and alone there if the engine can choose the worker;
+        others go on elsewhere.
     """
 
     identifier: str
@@ -102,6 +114,7 @@ class Task:
     alone: bool = False
     needs_client: bool = False
     patient: bool = False
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,14 +143,14 @@ class Failure:
             text = "(the exception has no printable text)"
         if _out_of_memory(error):
             text = (
-                f"out of memory: {text or 'no more could be allocated'}. "
+                f"{OUT_OF_MEMORY}: {text or 'no more could be allocated'}. "
                 "Make the block or the batch smaller, or run fewer workers on this machine."
             )
         return cls(
             kind=classify(error),
             type=type(error).__name__,
-            message=text or type(error).__name__,
-            traceback="".join(traceback.format_exception(error)),
+            message=redacted(text) or type(error).__name__,
+            traceback=redacted("".join(traceback.format_exception(error))),
         )
 
 
@@ -163,6 +176,8 @@ class Outcome:
         Largest resident memory of the worker's process during the task, 0 if unknown.
     started : float
         When the worker began, seconds since the epoch by the worker's clock.
+    log : tuple of str
+        Last lines that `cryoscale.*` logged during the task.
     """
 
     task: Task
@@ -173,6 +188,7 @@ class Outcome:
     worker: str = ""
     peak_bytes: int = 0
     started: float = 0.0
+    log: tuple[str, ...] = ()
 
 
 def classify(error: BaseException) -> FailureKind:
@@ -291,8 +307,10 @@ def run_task(task: Task, cache: WorkCache) -> Outcome:
     started, clock = time.time(), time.perf_counter()
     reset_peak()
     value, failure = None, None
+    said: Sequence[str] = ()
     try:
-        with cache.borrow(task.work, fresh=task.alone) as function:
+        fresh = task.alone or task.fresh
+        with worker_log(task.identifier) as said, cache.borrow(task.work, fresh=fresh) as function:
             value = function(task.argument)
     except KeyboardInterrupt:
         raise
@@ -307,12 +325,63 @@ def run_task(task: Task, cache: WorkCache) -> Outcome:
         worker=worker_name(),
         peak_bytes=peak_bytes(),
         started=started,
+        log=tuple(said),
     )
+
+
+class _WorkShelf:
+    """Works beside their bytes, the last few: all blocks of a unit share one, and it is most of a task.
+
+    A work never changes, so one of equal bytes is the same work.
+    """
+
+    def __init__(self, limit: int = 8) -> None:
+        self._limit = limit
+        self._known: list[tuple[Work, bytes]] = []
+
+    def pack(self, work: Work) -> bytes:
+        """Return the bytes of a work; raises whatever pickle raises."""
+        for known, packed in self._known:
+            if known is work:
+                return packed
+        packed = pickle.dumps(work, protocol=pickle.HIGHEST_PROTOCOL)
+        self._keep(work, packed)
+        return packed
+
+    def unpack(self, packed: bytes) -> Work:
+        """Return the work of some bytes; raises whatever pickle raises."""
+        for work, known in self._known:
+            if known == packed:
+                return work
+        made: Work = pickle.loads(packed)  # it comes from our own driver
+        self._keep(made, packed)
+        return made
+
+    def _keep(self, work: Work, packed: bytes) -> None:
+        # A new list each time: another thread that goes through the old one is not disturbed.
+        self._known = [(work, packed), *self._known[: self._limit - 1]]
+
+
+_SENT, _RECEIVED = _WorkShelf(), _WorkShelf()
 
 
 def pack(task: Task) -> bytes:
     """Turn a task into bytes for the way to a worker; raises whatever pickle raises."""
-    return pickle.dumps(task, protocol=pickle.HIGHEST_PROTOCOL)
+    fields = (
+        task.identifier,
+        task.argument,
+        task.attempt,
+        task.alone,
+        task.needs_client,
+        task.patient,
+        task.fresh,
+    )
+    return pickle.dumps((_SENT.pack(task.work), fields), protocol=pickle.HIGHEST_PROTOCOL)
+
+
+def _unpack(payload: bytes) -> Task:
+    work, (identifier, *rest) = pickle.loads(payload)  # the payload comes from our own driver
+    return Task(identifier, _RECEIVED.unpack(work), *rest)
 
 
 def run_packed(
@@ -327,7 +396,7 @@ def run_packed(
     """
     started = time.time()
     try:
-        task = pickle.loads(payload)  # the payload comes from our own driver
+        task = _unpack(payload)
         with around(task):
             outcome = run_task(task, cache)
         return _pack_outcome(outcome)
@@ -349,6 +418,7 @@ def _pack_outcome(outcome: Outcome) -> bytes:
         outcome.worker,
         outcome.peak_bytes,
         outcome.started,
+        outcome.log,
     )
     return pickle.dumps(fields, protocol=pickle.HIGHEST_PROTOCOL)
 

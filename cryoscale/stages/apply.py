@@ -145,7 +145,7 @@ class Outputs:
     def of(cls, access: Access, model: Applied) -> Outputs:
         """Open what the configuration asks for."""
         config, whole = access.config.segment, access.label_volume(write=True)
-        tomogram = access.run.tomogram(access.tomogram)
+        tomogram = access.label_group()
         labels, select = [], list[Select]()
         if config.volumes != "features":
             labels.append((whole, model.names, model.colors))

@@ -134,18 +134,20 @@ class StageWork:
     @contextlib.contextmanager
     def open(self) -> Iterator[Callable[[Any], Any]]:
         """Yield the function that a worker applies to each argument."""
+        whole = isinstance(self.stage, WholeStage)
+        access = self.access.fenced(self.stage.name, "plan.json" if whole else "created")
         if self.operation == "block":
             assert isinstance(self.stage, BlockStage)
-            with self.stage.open_worker(self.access) as function:
+            with self.stage.open_worker(access) as function:
                 yield function
         elif self.operation == "seal":
             assert isinstance(self.stage, BlockStage)
-            stage = self.stage
-            yield lambda _: stage.seal(self.access)
+            seal = self.stage.seal
+            yield lambda _: seal(access)
         else:
             assert isinstance(self.stage, WholeStage)
-            whole = self.stage
-            yield lambda _: whole.compute(self.access)
+            compute = self.stage.compute
+            yield lambda _: compute(access)
 
 
 def chunked_rows(rows: int, per_block: int) -> tuple[Block, ...]:

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cryoscale.errors import SurroundingsError
 from cryoscale.runtime.executor import Executor
+from cryoscale.runtime.probe import Guard, versions
 from cryoscale.runtime.task import Outcome, Task
-from cryoscale.testing.works import Behaviour, BrokenOpen, LocalWork, Untransportable, notes, task
+from cryoscale.testing.works import Behaviour, BrokenOpen, LocalWork, Look, Untransportable, notes, task
 
 #: Longest that a check waits for outcomes, seconds.
 PATIENCE_S = 90.0
@@ -230,6 +233,41 @@ def check_lost(executor: Executor, folder: Path) -> None:
     require(one(executor, flag).value == "survived", "the second attempt did not run")
 
 
+def check_guard(make: Callable[[Guard], Executor], journal: Path) -> None:
+    """Check that each worker process examines itself before its first task, once, and never again."""
+    with make(Guard("contract", versions("dask"), Look(str(journal)))) as executor:
+        works = [task("process-id", n, work=Behaviour(journal=str(journal))) for n in range(12)]
+        processes = {str(outcome.value) for outcome in drain(executor, works)}
+    looked = [process for _, process, words in notes(journal) if words == ["look"]]
+    require(len(looked) == len(set(looked)), f"a process examined itself twice: {looked}")
+    require(processes <= set(looked), f"{processes - set(looked)} worked unexamined")
+    for process in processes:
+        first = next(words[0] for _, p, words in notes(journal) if p == process)
+        require(first == "look", f"{process} worked before it was examined")
+
+
+def check_unfit(make: Callable[[Guard], Executor], journal: Path) -> None:
+    """Check that workers of another version are refused before any work, with both versions named."""
+    said: list[str] = []
+    executor = make(Guard("contract-unfit", {**versions(), "numpy": "0.0.1"}, Look(str(journal))))
+    executor.tell = lambda text, level: said.append(text)
+    try:
+        executor.begin()
+        executor.submit(task("square", 3, work=Behaviour(journal=str(journal))))
+        drain(executor)
+    except SurroundingsError as error:
+        text = str(error)
+    else:
+        raise ContractBroken("a worker of another version took a task")
+    finally:
+        executor.close()
+    for words in (f"numpy {versions()['numpy']} instead of 0.0.1", socket.gethostname()):
+        require(words in text, f"{words!r} is not in {text!r}")
+        require(any(words in line for line in said), f"nobody told {words!r}: {said}")
+    require(sum("is not used" in line for line in said) == 1, f"one host was told more than once: {said}")
+    require(not notes(journal), f"something happened on an unfit worker: {notes(journal)}")
+
+
 def check_threads(executor: Executor) -> None:
     """Check that the libraries in a worker process are told to use few threads, this process is not."""
     before = dict(os.environ)
@@ -238,6 +276,9 @@ def check_threads(executor: Executor) -> None:
         require(got == value, f"{name} is {got} in the worker, should be {value}")
     require(dict(os.environ) == before, "the environment of this process changed")
 
+
+#: Checks that need a function from a guard to an executor that is not started, and an empty folder.
+GUARD_CHECKS: tuple[Callable[[Callable[[Guard], Executor], Path], None], ...] = (check_guard, check_unfit)
 
 #: Checks that need an executor only.
 CHECKS: tuple[Callable[[Executor], None], ...] = (

@@ -49,6 +49,27 @@ class Behaviour:
 
 
 @dataclass(frozen=True)
+class Look:
+    """A look of a guard that finds what an environment variable of the worker says, and notes that it looked.
+
+    Parameters
+    ----------
+    journal : str
+        Folder in which each look leaves one small file.
+    variable : str
+        Its value is what is wrong; unset, nothing is.
+    """
+
+    journal: str
+    variable: str = "CRYOSCALE_TEST_UNFIT"
+
+    def __call__(self, worker: str) -> str:
+        """Look once."""
+        note(self.journal, "look")
+        return os.environ.get(self.variable, "")
+
+
+@dataclass(frozen=True)
 class BrokenOpen:
     """A work that cannot be opened: the model file is damaged."""
 
@@ -167,6 +188,13 @@ def _dask_key(_: int) -> str:
         return ""
 
 
+def _processes_with_dask(count: int) -> list[int]:
+    import dask
+
+    found = dask.compute(*[dask.delayed(_process_id, pure=False)(n) for n in range(count)])
+    return list(found)
+
+
 def _environment(name: str) -> str | None:
     return os.environ.get(name)
 
@@ -196,6 +224,7 @@ ACTIONS: dict[str, Callable[[Any], Any]] = {
     "unpicklable": _return_unpicklable,
     "dask": _sum_with_dask,
     "process-id": _process_id,
+    "processes-with-dask": _processes_with_dask,
     "environment": _environment,
     "allocate": _allocate,
 }

@@ -21,6 +21,9 @@ def command_line() -> Iterator[str]:
     context = click.Context(group)
     found = {verb: group.get_command(context, verb) for verb in VERBS}
     found |= {f"simulate {word}": verb_below(word) for word in WORDS}
+    engine = found.pop("engine")
+    assert isinstance(engine, click.Group)
+    found |= {f"engine {word}": below for word, below in engine.commands.items()}
     for verb, command in sorted(found.items()):
         assert command is not None
         lines = []
@@ -85,8 +88,8 @@ def test_misuse_is_exit_2(words: list[str], capsys: pytest.CaptureFixture[str]) 
         (ConfigurationError("too many.", remedy="Take fewer."), 2),
         (StateError("not there."), 2),
         (DataError("broken."), 1),
-        (SurroundingsError("full."), 1),
-        (click.Abort(), 1),
+        (SurroundingsError("full."), 75),
+        (click.Abort(), 130),
     ],
 )
 def test_errors_are_one_sentence_and_an_exit_code(

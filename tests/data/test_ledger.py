@@ -34,7 +34,7 @@ def started(ledger: Folder, key: str = "k1", plan: str = "p") -> UnitLedger:
 def test_marks_stand_after_a_flush_and_not_before(ledger: Folder) -> None:
     first = started(ledger)
     first.add(Mark(1, "done", voxels=5))
-    assert unit(ledger).begin("p", 10, 100) == {}
+    assert unit(ledger).begin("p", 10, 100) == set()
     first.flush()
     first.add(Mark(2, "empty"))
     first.add(Mark(3, "quarantined", reason="why"))
@@ -58,9 +58,9 @@ def test_marks_of_another_key_or_plan_are_gone(ledger: Folder, key: str, plan: s
     first.add(Mark(1, "done"))
     first.flush()
     other = unit(ledger, key)
-    assert other.begin(plan, 10, 100) == {}
+    assert other.begin(plan, 10, 100) == set()
     assert not other.created
-    assert unit(ledger).begin("p", 10, 100) == {}, "there and back must not find the old marks"
+    assert unit(ledger).begin("p", 10, 100) == set(), "there and back must not find the old marks"
 
 
 def test_sealed_of_another_key_is_gone_as_soon_as_one_begins(ledger: Folder) -> None:
@@ -77,9 +77,9 @@ def test_marks_without_a_created_artifact_are_not_believed(ledger: Folder) -> No
     first.flush()
     first.folder.delete("created")
     again = unit(ledger)
-    assert again.begin("p", 10, 100) == {}
+    assert again.begin("p", 10, 100) == set()
     again.mark_created()
-    assert unit(ledger).begin("p", 10, 100) == {}
+    assert unit(ledger).begin("p", 10, 100) == set()
 
 
 def test_half_written_marks_do_not_stop_the_next_driver(tmp_path: Path) -> None:

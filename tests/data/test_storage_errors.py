@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from cryoscale.config import RunConfig
-from cryoscale.data import run as run_module
+from cryoscale.data import lock as lock_module
 from cryoscale.data.folder import Folder
 from cryoscale.data.ledger import UnitLedger
-from cryoscale.data.run import LOCK, DriverLock, Run
+from cryoscale.data.lock import LOCK, DriverLock, this_kernel
+from cryoscale.data.run import Run
 from cryoscale.data.tables import count_rows, write_table
 from cryoscale.errors import ConfigurationError, StateError, SurroundingsError
 
@@ -117,7 +118,7 @@ def test_of_drivers_that_start_at_one_moment_one_gets_the_run(tmp_path: Path) ->
     run = Run.at(tmp_path)
     run.save_config(RunConfig())
     # and all of them find the lock of one that died
-    dead = {"host": socket.gethostname(), "pid": 2**22 + 5, "heartbeat": time.time()}
+    dead = {"host": socket.gethostname(), "pid": 2**22 + 5, "heartbeat": time.time(), **this_kernel()}
     run.folder.write_json(f"ledger/{LOCK}", dead)
     words = [sys.executable, "-c", RACE, str(tmp_path)]
     drivers = [
@@ -137,7 +138,7 @@ def test_of_drivers_that_start_at_one_moment_one_gets_the_run(tmp_path: Path) ->
 
 
 def test_on_an_object_store_the_last_to_write_has_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "SETTLE_SECONDS", 0.01)
+    monkeypatch.setattr(lock_module, "SETTLE_SECONDS", 0.01)
     lock = DriverLock(Folder.of(f"memory://{uuid.uuid4().hex}"))
     real = Folder.create_bytes
 

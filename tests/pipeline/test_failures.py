@@ -207,7 +207,8 @@ def test_disk_with_space_again_is_no_failure(make_run: Callable[..., Run]) -> No
 
 def test_full_disk_for_the_ledger_is_a_clear_stop(make_run: Callable[..., Run]) -> None:
     run = make_run()
-    with FullDisk(lambda path: "/marks/" in path).mounted(), pytest.raises(SurroundingsError, match="space"):
+    disk = FullDisk(lambda path: "/marks/" in path or path.endswith("/sealed.json"))
+    with disk.mounted(), pytest.raises(SurroundingsError, match="space"):
         drive(run, until="ingest")
     assert drive(run, until="ingest").exit_code == 0
 

@@ -12,10 +12,10 @@ import pytest
 from cryoscale.data.ledger import Mark, UnitLedger
 from cryoscale.data.run import Run
 from cryoscale.errors import ConfigurationError, StateError
-from cryoscale.pipeline.controller import INTERPRETER_BYTES
 from cryoscale.pipeline.engines import EngineChoice
 from cryoscale.pipeline.preview import Forecast, forecasts, preview
 from cryoscale.pipeline.survey import survey_run
+from cryoscale.pipeline.telling import INTERPRETER_BYTES
 from tests.pipeline.driving import drive, settle
 from tests.pipeline.test_status import tree
 

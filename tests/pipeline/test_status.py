@@ -23,8 +23,8 @@ from cryoscale.runtime.events import Event
 from tests.pipeline.driving import drive, settle
 
 KEYS = {
-    "schema", "run", "at", "driver", "tomograms", "complete", "failed", "waiting", "seconds_left",
-    "stages_without_estimate", "disk", "stages", "trainings", "failures",
+    "schema", "run", "at", "driver", "workers", "paused", "tomograms", "complete", "failed", "waiting",
+    "seconds_left", "stages_without_estimate", "disk", "stages", "trainings", "failures",
 }  # fmt: skip
 STAGE_KEYS = {
     "stage", "scope", "tomograms", "blocks", "voxels", "voxels_per_second", "seconds_left", "units",
@@ -179,6 +179,7 @@ def test_running_needs_a_living_driver(copied_run: Run) -> None:
     assert unit_of(status, "instances", "beta")["state"] == "running"
     dead = {"host": "a machine long gone", "pid": 1, "heartbeat": 0.0}
     copied_run.folder.child("ledger").write_json("driver.json", dead)
+    os.utime(copied_run.folder.path("ledger/driver.json"), (0, 0))  # its clock says nothing
     status = status_of(copied_run)
     assert not status["driver"]["alive"]
     assert unit_of(status, "instances", "beta")["state"] == "interrupted"

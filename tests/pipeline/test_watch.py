@@ -106,7 +106,7 @@ def test_a_file_that_cannot_be_taken_stops_nobody(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(SurroundingsError("no space."), 1), (ConfigurationError("a typo."), 2)]
+    ("error", "code"), [(SurroundingsError("no space."), 75), (ConfigurationError("a typo."), 2)]
 )
 def test_a_drive_that_fails_does_not_end_the_watch(scene: Scene, error: Exception, code: int) -> None:
     scene.put("a.mrc", b"1")

@@ -1,12 +1,13 @@
-"""A driver that `test_processes` starts, looks at, and kills. Usage: driver.py KIND hold|close"""
+"""A driver that tests start, look at, and kill. Usage: driver.py KIND hold|close|guards [FOLDER]"""
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 from cryoscale.runtime.executor import ExecutorSettings, open_executor
-from cryoscale.testing.executors import check_close, drain
+from cryoscale.testing.executors import GUARD_CHECKS, check_close, drain
 from cryoscale.testing.works import task
 
 
@@ -25,5 +26,19 @@ def main(kind: str, mode: str) -> None:
         sys.stdin.readline()
 
 
+def guards(kind: str, folder: str) -> None:
+    """Run the checks of guards, each in a folder of its own."""
+    for check in GUARD_CHECKS:
+        journal = Path(folder) / check.__name__
+        journal.mkdir()
+        check(
+            lambda guard: open_executor(kind, ExecutorSettings(workers=1, start_timeout_s=15, guard=guard)),
+            journal,
+        )
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[2] == "guards":
+        guards(sys.argv[1], sys.argv[3])
+    else:
+        main(*sys.argv[1:])

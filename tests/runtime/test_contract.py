@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ from cryoscale.runtime.executor import ExecutorSettings, open_executor
 from cryoscale.testing.executors import (
     CHECKS,
     FOLDER_CHECKS,
+    GUARD_CHECKS,
     check_close,
     check_lost,
     check_threads,
@@ -18,6 +22,7 @@ from cryoscale.testing.executors import (
 )
 from cryoscale.testing.works import task
 
+DRIVER = Path(__file__).with_name("driver.py")
 KINDS = ("serial", "dask", "ray")
 
 
@@ -41,6 +46,26 @@ def test_contract_with_folder(check, executor, tmp_path):
     if check is check_lost and executor.name == "serial":
         pytest.skip("by design: under serial the worker is the driver, and its death is the run's")
     check(executor, tmp_path)
+
+
+@pytest.mark.parametrize("check", GUARD_CHECKS, ids=lambda check: check.__name__)
+def test_guards_under_dask(check, tmp_path):
+    check(
+        lambda guard: open_executor("dask", ExecutorSettings(workers=2, start_timeout_s=3, guard=guard)),
+        tmp_path,
+    )
+
+
+def test_guards_under_ray(tmp_path):
+    """In a process of its own: a second Ray in this one would be the session's, whose cores are taken."""
+    done = subprocess.run(
+        [sys.executable, str(DRIVER), "ray", "guards", str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(DRIVER.parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("kind", ["serial", "dask"])  # ray: in test_processes.py

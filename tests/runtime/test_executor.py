@@ -70,11 +70,9 @@ def test_nothing_in_flight_returns_at_once():
 
 def test_no_worker_is_reported_and_the_task_stays():
     executor = Puppet(ExecutorSettings(start_timeout_s=0.0), workers=0)
-    executor.start()
+    executor.begin()
     executor.submit(task("square", 1))
-    with pytest.raises(
-        SurroundingsError, match=r"there has been no worker under puppet.*Check that workers run"
-    ):
+    with pytest.raises(SurroundingsError, match=r"no worker answered under puppet.*Check that workers run"):
         executor.wait(60)
     executor.workers = 1
     executor.launched = [(ticket, Outcome(held, "finished")) for ticket, held in executor._running.items()]

@@ -10,9 +10,7 @@ import sys
 import psutil
 import pytest
 
-from cryoscale.errors import SurroundingsError
 from cryoscale.runtime import devices
-from cryoscale.runtime.probe import describe_worker, require_agreement
 from cryoscale.runtime.reaper import Reaper, holders
 from cryoscale.runtime.scratch import claim_folder, drop_folder
 
@@ -90,9 +88,3 @@ def test_a_dismissed_reaper_kills_nobody(tmp_path):
         reaper.dismiss()
     assert reaper._process.returncode == 0
     assert (tmp_path / "held").exists()
-
-
-def test_workers_of_other_versions_are_refused_with_both_named():
-    require_agreement(describe_worker(), "here")
-    with pytest.raises(SurroundingsError, match=r"tcp://a:1 run cryoscale 0\.0\.0, this process runs"):
-        require_agreement({**describe_worker(), "cryoscale": "0.0.0"}, "tcp://a:1")

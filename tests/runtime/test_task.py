@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import pickle
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +21,7 @@ from cryoscale.runtime.task import (
     Outcome,
     Task,
     WorkCache,
+    _unpack,
     classify,
     failed,
     pack,
@@ -198,3 +200,23 @@ def test_outcomes_and_failures_survive_pickling():
     outcome = failed(Task("t", Behaviour(), 1), DataError("broken.mrc"))
     assert isinstance(outcome, Outcome)
     assert pickle.loads(pickle.dumps(outcome)) == outcome
+
+
+def test_a_work_is_packed_once_for_all_its_tasks() -> None:
+    """Tasks of one unit share their work: it is most of what travels, and costs most to pack."""
+    opened: list[str] = []
+
+    class Counting:
+        key = "counting"
+
+        def __reduce__(self) -> tuple[object, ...]:
+            opened.append("packed")
+            return Behaviour, ("counting",)
+
+    work = Counting()
+    sent = [Task(f"t{n}", work, ("square", n), n + 1, fresh=n == 1) for n in range(3)]  # type: ignore[arg-type]
+    received = [_unpack(pack(one)) for one in sent]
+    assert opened == ["packed"]
+    assert len({id(one.work) for one in received}) == 1
+    for one, other in zip(sent, received, strict=True):
+        assert replace(one, work=other.work) == other

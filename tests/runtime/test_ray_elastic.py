@@ -1,0 +1,47 @@
+"""Ray clusters whose machines come and go; the scenes are in `ray_driver.py`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cryoscale.runtime.ray_nodes import Node, room
+
+DRIVER = Path(__file__).with_name("ray_driver.py")
+# A network of its own, with nothing but loopback: a Ray of several nodes listens on the machine's address.
+ALONE = ["unshare", "-n", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scene", ["growth", "release", "unfit", "nobody", "headless"])
+def test_a_cluster_of_several_nodes(scene, tmp_path):
+    if not shutil.which("unshare") or subprocess.run([*ALONE, "true"], capture_output=True).returncode:
+        pytest.skip("a network of its own for a process needs root")
+    done = subprocess.run(
+        [*ALONE, sys.executable, str(DRIVER), scene, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(DRIVER.parents[2]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("node", "cpus", "gpus", "workers"),
+    [
+        ((8, 0), 4, 0, 2),
+        ((8, 1), 4, 1, 1),
+        ((8, 4), 4, 1, 2),
+        ((8, 1), 2, 0.3, 3),
+        ((3, 2), 4, 1, 0),
+        ((8, 0), 1, 1, 0),
+    ],
+)
+def test_what_a_machine_holds(node, cpus, gpus, workers):
+    assert room(Node("n", "host", *node), cpus, gpus) == workers
