@@ -8,7 +8,7 @@ STAMP := .venv/installed.stamp
 .PHONY: help install demo test test-slow test-cluster bench bench-weak bench-dsm-net bench-annotation bench-controller check-k8s image try-image check lint types imports format clean
 
 help: ## say what can be made
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F'\t' '{printf "make %-14s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | awk -F'\t' '{printf "make %-14s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## make .venv and install the pinned packages into it
 
