@@ -159,7 +159,8 @@ class Engines:
             return replace(
                 common,
                 workers=execution.ray_workers or 0,
-                threads_per_worker=execution.ray_threads or 4,  # nothing is known yet of the nodes there
+                threads_per_worker=execution.ray_threads or 4,
+                threads_at_most=not execution.ray_threads,  # nothing is known yet of the nodes there
                 gpus=None,
                 gpus_per_worker=execution.ray_gpus_per_worker,
                 idle_release_s=execution.idle_release_s,

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cryoscale.errors import SurroundingsError
@@ -20,7 +21,7 @@ from cryoscale.runtime.environment import environment
 from cryoscale.runtime.executor import Executor, ExecutorSettings
 from cryoscale.runtime.probe import Finding, unfit
 from cryoscale.runtime.ray_actors import Actor, Runner, end_ray, unreachable
-from cryoscale.runtime.ray_nodes import LOOK_S, Node, NodeWatch, ask, room
+from cryoscale.runtime.ray_nodes import LOOK_S, Node, NodeWatch, ask, demand, room, size_of_worker
 from cryoscale.runtime.ray_start import (
     LONGEST_SCRATCH,
     import_ray,
@@ -183,9 +184,8 @@ class RayExecutor(Executor):
                 self._nodes[identifier] = node
                 ask(node, self._guard)
         if self._gpus is None and self._watch.looks:
-            asked = self.settings.gpus_per_worker
-            some = any(node.gpus >= 1 for node in there.values())
-            self._gpus = float(some) if asked is None else asked
+            self._gpus, threads = size_of_worker(self.settings, there.values())
+            self.settings = replace(self.settings, threads_per_worker=threads)
 
     def _hear(self, node: Node) -> None:
         import ray
@@ -300,14 +300,10 @@ class RayExecutor(Executor):
             return self._problem or self._last_death
         if self.settings.address is None:
             return ""
-        size = f"{self.settings.threads_per_worker} cores"
-        if self._gpus:
-            size += f" and {self._gpus:g} GPU"
-        offers = [f"{node.host}: {node.cpus:g} cores, {node.gpus:g} GPU" for node in self._nodes.values()]
-        return (
-            f"{len(self._actors)} actors of {size} each are asked for; "
-            f"the cluster has {'; '.join(offers[:5]) or 'no machine with cores'}."
-        )
+        if self._gpus is None:
+            return "Its machines are not known yet."
+        threads = self.settings.threads_per_worker
+        return demand(len(self._actors), threads, self._gpus, self._nodes.values())
 
     # -- tasks -----------------------------------------------------------------------------------------------
 

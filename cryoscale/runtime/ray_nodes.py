@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from cryoscale.runtime.probe import examine
+from cryoscale.runtime.settings import ExecutorSettings
 
 LOOK_S = 2.0
 
@@ -41,6 +43,27 @@ def room(node: Node, cpus: float, gpus: float) -> int:
     """How many workers of this size a machine could hold."""
     most = int(node.cpus / cpus) if cpus else 0
     return min(most, int(node.gpus / gpus + 1e-6)) if gpus else most
+
+
+def size_of_worker(settings: ExecutorSettings, nodes: Iterable[Node]) -> tuple[float, int]:
+    """Choose GPUs and cores of one worker when the machines of a cluster are known."""
+    there = list(nodes)
+    gpus = settings.gpus_per_worker
+    if gpus is None:
+        gpus = float(any(node.gpus >= 1 for node in there))
+    largest = int(max((node.cpus for node in there), default=0))
+    threads = settings.threads_per_worker
+    return gpus, max(1, min(threads, largest)) if settings.threads_at_most and there else threads
+
+
+def demand(actors: int, cpus: float, gpus: float, nodes: Iterable[Node]) -> str:
+    """Say what is asked for and what there is, for a message of who waits."""
+    size = f"{cpus:g} cores" + (f" and {gpus:g} GPU" if gpus else "")
+    offers = [f"{node.host}: {node.cpus:g} cores, {node.gpus:g} GPU" for node in nodes]
+    return (
+        f"{actors} actors of {size} each are asked for; "
+        f"the cluster has {'; '.join(offers[:5]) or 'no machine with cores'}."
+    )
 
 
 def ask(node: Node, guard: bytes) -> None:

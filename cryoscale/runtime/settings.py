@@ -24,6 +24,8 @@ class ExecutorSettings:
         Processes; 0 means one per core (embedded) or as many as the cluster offers.
     threads_per_worker : int
         Threads that numerical libraries may use inside a worker. A worker runs one task at a time.
+    threads_at_most : bool
+        On a Ray cluster whose machines are all smaller, a worker has the cores of the largest one instead.
     memory_per_worker_bytes : int or None
         An embedded Dask worker above this is ended and its task lost; None sets no limit.
     gpus : int or None
@@ -50,6 +52,7 @@ class ExecutorSettings:
 
     workers: int = 0
     threads_per_worker: int = 1
+    threads_at_most: bool = False
     memory_per_worker_bytes: int | None = None
     gpus: int | None = 0
     gpus_per_worker: float | None = None

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cryoscale.runtime.ray_nodes import Node, room
+from cryoscale.runtime.ray_nodes import Node, room, size_of_worker
+from cryoscale.runtime.settings import ExecutorSettings
 
 DRIVER = Path(__file__).with_name("ray_driver.py")
 # A network of its own, with nothing but loopback: a Ray of several nodes listens on the machine's address.
@@ -45,3 +46,17 @@ def test_a_cluster_of_several_nodes(scene, tmp_path):
 )
 def test_what_a_machine_holds(node, cpus, gpus, workers):
     assert room(Node("n", "host", *node), cpus, gpus) == workers
+
+
+@pytest.mark.parametrize(
+    ("at_most", "machines", "size"),
+    [
+        (True, [(1, 0), (2, 0)], (0.0, 2)),  # smaller machines than was hoped for
+        (True, [(16, 0), (2, 1)], (1.0, 4)),
+        (False, [(1, 0)], (0.0, 4)),  # asked for by name: waits, and says so
+        (True, [], (0.0, 4)),  # an autoscaler may bring some
+    ],
+)
+def test_a_worker_fits_the_machines_there_are(at_most, machines, size):
+    settings = ExecutorSettings(threads_per_worker=4, threads_at_most=at_most)
+    assert size_of_worker(settings, [Node("n", "host", *one) for one in machines]) == size
