@@ -49,6 +49,10 @@ class SurroundingsError(CryoscaleError):
     """Disk full, no permission, no connection, no workers: nobody's fault in the data; work is kept."""
 
 
+class RefusedError(SurroundingsError):
+    """An engine refuses us, or we refuse it, and will again: other secrets, or none where some are needed."""
+
+
 class OvertakenError(SurroundingsError):
     """Somebody else goes on with this run, or with this artifact: what is written now could spoil it."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from cryoscale import __version__
-from cryoscale.errors import ConfigurationError, CryoscaleError, StateError, SurroundingsError
+from cryoscale.errors import ConfigurationError, CryoscaleError, RefusedError, StateError, SurroundingsError
 from cryoscale.runtime import signals
 
 SURROUNDINGS = 75  # EX_TEMPFAIL of sysexits.h: the same command may go well later
@@ -76,7 +76,7 @@ def _answered(arguments: list[str] | None) -> int:
     except click.ClickException as error:
         error.show()
         return 2
-    except (ConfigurationError, StateError) as error:
+    except (ConfigurationError, StateError, RefusedError) as error:
         click.echo(f"cryoscale: {error}", err=True)
         return 2
     except CryoscaleError as error:

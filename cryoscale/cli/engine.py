@@ -126,6 +126,8 @@ def join_command(lead: str, port: int, ray_port: int, **words: Any) -> int:
     name, colon, given = lead.rpartition(":")
     if colon and given.isdigit() and "]" not in given:
         lead, port = name, int(given)
+    if ":" in lead and "[" not in lead and lead.count(":") < 2:
+        raise click.UsageError(f"'{lead}:{port}' is not an address: give IP or IP:PORT.")
     return _run(run_join, _machine(**words), lead, port, ray_port)
 
 
@@ -134,9 +136,10 @@ def join_command(lead: str, port: int, ray_port: int, **words: Any) -> int:
 @click.option("--dask", metavar="ADDRESS", help="A running Dask scheduler, tls://…")
 @click.option("--ray", metavar="ADDRESS", help="A running Ray cluster, IP:PORT.")
 @_with(_SECRETS)
+@click.option("--any", "some", is_flag=True, help="One fit worker of each engine is enough, as for a run.")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def check_command(
-    run: str | None, dask: str | None, ray: str | None, secrets: str | None, as_json: bool
+    run: str | None, dask: str | None, ray: str | None, secrets: str | None, some: bool, as_json: bool
 ) -> int:
     """Ask running engines who works there, and whether each worker fits and sees RUN. Exit 1 if not."""
     from cryoscale.runtime.check import check_engine
@@ -152,7 +155,7 @@ def check_command(
         ]
     said = [report.as_json() for report in reports]
     click.echo(json.dumps(said, indent=1) if as_json else "\n".join(_lines(reports)))
-    return 0 if all(report.fit for report in reports) else 1
+    return 0 if all(report.usable if some else report.fit for report in reports) else 1
 
 
 @contextmanager
@@ -192,10 +195,12 @@ def _machine(*, secrets: str | None, workers: int | None = None, memory: str | N
 
 
 def _run(what: Any, *words: Any) -> int:
-    from cryoscale.errors import SurroundingsError
+    from cryoscale.errors import RefusedError, SurroundingsError
 
     try:
         what(*words)
+    except RefusedError:
+        raise
     except SurroundingsError as error:
         click.echo(f"cryoscale: {error}", err=True)
         return 75

@@ -27,7 +27,7 @@ WIDTHS = ("pick.smooth_sigma_voxels=", "pick.sigma_voxels=")  # they and a radiu
 
 @click.command("init")
 @click.argument("run")
-@click.argument("patterns", nargs=-1, required=True)
+@click.argument("patterns", nargs=-1)
 @click.option("--voxel-size", type=float,
               help="Voxel size in ångström of the new files, instead of what their headers say.")  # fmt: skip
 @click.option("--contrast", type=click.Choice(["auto", "dark", "bright"]), help="How objects look.")
@@ -49,7 +49,11 @@ def init_command(
     if contrast is not None:
         words.append(f"ingest.contrast={contrast}")
     config = initial_config(run, [*words, *settings])
-    config, added = add_inputs(config, list(patterns), voxel_size_angstrom=voxel_size)
+    if not patterns and (not config.inputs or voxel_size is not None):
+        raise click.UsageError("which files? Give paths or patterns, such as 'recon/*.mrc'.")
+    added: list[str] = []
+    if patterns:
+        config, added = add_inputs(config, list(patterns), voxel_size_angstrom=voxel_size)
     write_run(run, config)
     for line in _voxel_sizes(config):
         click.echo(line)

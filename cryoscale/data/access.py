@@ -65,6 +65,8 @@ class Access:
         The person's selection, as it was read when the unit's key was made.
     reference : tuple of (str, float) or None
         Where no working voxel size is set: a tomogram that all must agree with, and its voxel size, Å.
+    plan : str
+        Hash of the cut into blocks; empty without one.
     fence : Fence or None
         Stands before all that is written, on workers.
     """
@@ -80,12 +82,17 @@ class Access:
     earlier: str = ""
     chosen: Selection | None = None
     reference: tuple[str, float] | None = None
+    plan: str = ""
     fence: Fence | None = None
 
-    def fenced(self, stage: str, marker: str) -> Access:
-        """Return the same grant, good only as long as the ledger has `marker` under the unit's key."""
+    def of_plan(self, plan: str) -> Access:
+        """Return the same grant, for one cut into blocks alone."""
+        return replace(self, plan=plan)
+
+    def fenced(self, stage: str, marker: str, *, until: str = "") -> Access:
+        """Return the same grant, good while the ledger has `marker`, and no `until`, under the unit's key."""
         unit = self.run.ledger.child(stage, self.tomogram or ALL, self.key)
-        return replace(self, fence=Fence(unit, marker))
+        return replace(self, fence=Fence(unit, marker, self.plan, until))
 
     def _own(self, folder: Folder) -> Folder:
         return replace(folder, fence=self.fence)

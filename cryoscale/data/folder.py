@@ -67,10 +67,10 @@ class Folder:
         """Return the folder below this one."""
         return Folder("/".join([self.url, *parts]), self.fence)
 
-    def guard(self) -> None:
+    def guard(self, *, anew: bool = False) -> None:
         """Raise `OvertakenError` when who holds this folder may not write into it any more."""
         if self.fence is not None:
-            self.fence.check()
+            self.fence.check(anew=anew)
 
     def path(self, name: str = "") -> str:
         """Return the full path or URL of an object."""
@@ -166,7 +166,9 @@ class Folder:
     def take(self, name: str, data: bytes) -> bool:
         """Remove an object if it still holds `data`; say whether this call removed it.
 
-        On a local path only one of several callers removes it, and none removes what another wrote since.
+        On a local path only one of several callers removes it. What another wrote since stays, but for the
+        time of one system call: written between this one's look and its rename, it is put back, unless a
+        third one wrote in that moment. So who wrote looks again after a while whether his is there.
         """
         if not self.is_local:
             if not self.exists(name) or self.read_bytes(name) != data:
@@ -175,21 +177,23 @@ class Folder:
             return True
         target = Path(self.path(name))
         beside = target.parent / f"{TEMPORARY}{os.getpid()}-{next(_numbers)}{PARTIAL}"
+        mine = False
         try:
+            if target.read_bytes() != data:
+                return False
             target.rename(beside)
+            mine = beside.read_bytes() == data
         except FileNotFoundError:
             return False
-        try:
-            if beside.read_bytes() == data:
-                return True
-            try:  # somebody was faster: his goes back
-                os.link(beside, target)
-            except OSError:
-                if not target.exists():
-                    beside.rename(target)
-            return False
         finally:
+            if not mine and beside.exists():  # somebody was faster, or we cannot know: it goes back
+                try:
+                    os.link(beside, target)
+                except OSError:
+                    if not target.exists():
+                        beside.rename(target)
             beside.unlink(missing_ok=True)
+        return mine
 
     def exists(self, name: str = "") -> bool:
         """Whether an object or folder of this name exists."""
@@ -230,6 +234,7 @@ class Folder:
     def files(self) -> list[str]:
         """Return the sorted relative paths of all objects below, by one listing; empty when there is none.
 
+        Raises `OSError` when a folder below cannot be listed: what stands is then not known.
         Temporary files of a write that is going on, or that was killed, are not listed.
         """
         if not self.is_local:
@@ -238,7 +243,7 @@ class Folder:
                 found = (str(path).strip("/") for path in filesystem.find(root))
                 return sorted(path.removeprefix(under) for path in found if path.startswith(under))
         below: list[str] = []
-        for folder, _, names in os.walk(self.url):
+        for folder, _, names in os.walk(self.url, onerror=_unless_gone):
             above = "" if folder == self.url else os.path.relpath(folder, self.url) + "/"
             below += [above + n for n in names if not (n.startswith(TEMPORARY) and n.endswith(PARTIAL))]
         return sorted(below)
@@ -340,6 +345,12 @@ class Folder:
 
 
 _numbers = itertools.count()
+
+
+def _unless_gone(error: OSError) -> None:
+    """Raise what a walk met, unless the folder is not there (any more)."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _client_errors() -> tuple[type[Exception], ...]:

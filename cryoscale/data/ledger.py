@@ -4,6 +4,7 @@ A unit is one stage of one tomogram (or of the whole data set, `ALL`). Its marks
 they depend on, so a changed parameter finds none of them::
 
     ledger/<stage>/<unit>/<key>/plan.json            how many blocks, of which plan
+    ledger/<stage>/<unit>/<key>/created              the empty artifact stands; of which plan
     ledger/<stage>/<unit>/<key>/marks/<n>.jsonl      a few marks each, written after their data
     ledger/<stage>/<unit>/<key>/sealed.json          the stage is done; the marks are counted and gone
     ledger/<stage>/<unit>/<key>/failed.json          the unit cannot be done, and why
@@ -67,6 +68,7 @@ class UnitLedger:
         self._segment = 0
         self._tally: Tally | None = None  # from `begin` on, while this object alone writes marks
         self._created: bool | None = None
+        self._plan = ""
 
     @property
     def sealed(self) -> dict[str, Any] | None:
@@ -90,9 +92,10 @@ class UnitLedger:
         blocks, voxels : int
             What is planned.
         present : sequence of str, optional
-            What stands of the unit, as `<key>/<object>`, for those that know; otherwise it is listed.
+            What stands of the unit, as `<key>/<object>`, for those that know. It is listed where that is not
+            given, or empty: what an earlier listing missed would be wiped, and its marks found later.
         """
-        found = list(self.unit_folder.files() if present is None else present)
+        found = list(present or self.unit_folder.files())
         for other in sorted({name.split("/", 1)[0] for name in found} - {self.key}):
             self.unit_folder.delete(other)
         own = {name.split("/", 1)[1] for name in found if name.startswith(f"{self.key}/")}
@@ -104,14 +107,14 @@ class UnitLedger:
             # Marks without a created artifact: a driver died while it deleted them for another key.
             if "created" in own:
                 self.folder.delete("created")
-            if segments:
+            if found:
                 self.folder.delete("marks")
             own, segments = set(), []
         started = known.get("started", time.time()) if known.get("plan") == plan else time.time()
         wanted = {"plan": plan, "blocks": blocks, "voxels": voxels, "started": started}
         if known != wanted:
             self.folder.write_json("plan.json", wanted)
-        self._created = "created" in own
+        self._plan, self._created = plan, "created" in own
         self._segment = 1 + max((int(n[6:].split(".")[0]) for n in segments), default=-1)
         return self._take_up(Tally(started, blocks), segments)
 
@@ -131,8 +134,8 @@ class UnitLedger:
         return self.folder.exists("created") if self._created is None else self._created
 
     def mark_created(self) -> None:
-        """Record that the empty artifact stands."""
-        self.folder.write_bytes("created", b"")
+        """Record that the empty artifact stands, and for which plan: see `cryoscale.data.fence`."""
+        self.folder.write_bytes("created", self._plan.encode())
         self._created = True
 
     def add(self, mark: Mark) -> None:

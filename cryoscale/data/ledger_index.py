@@ -56,11 +56,13 @@ class LedgerIndex:
         names: dict[tuple[str, str], list[str]] = {}
         sealed = []
         for name in self.ledger.files():
-            stage, unit, *rest = name.split("/", 2)
-            if rest:
-                names.setdefault((stage, unit), []).append(rest[0])
-                if records and rest[0].endswith("/sealed.json"):
-                    sealed.append(name)
+            stage, _, below = name.partition("/")
+            unit, _, rest = below.partition("/")
+            if "/" not in rest:  # `<stage>/<unit>/<key>/<object>`; else somebody's stray file
+                continue
+            names.setdefault((stage, unit), []).append(rest)
+            if records and rest.endswith("/sealed.json"):
+                sealed.append(name)
         self._names = dict(names)
         self._sealed = {name: data for name, data in read_many(self.ledger, sealed) if data is not None}
         return self
@@ -77,13 +79,13 @@ class LedgerIndex:
         """Return the record of a unit that is sealed under a key; None for all others."""
         name = f"{stage}/{unit}/{key}/sealed.json"
         try:
-            if self._names is None:
+            if self.names(stage, unit) is None:
                 record: dict[str, Any] = self.ledger.read_json(name)
                 return record
             if name not in self._sealed:
                 return None
             record = json.loads(self._sealed[name])
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (json.JSONDecodeError, UnicodeDecodeError):  # reading it again says so by name
             record = self.ledger.read_json(name)

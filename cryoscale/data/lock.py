@@ -12,28 +12,25 @@ by a thread of its own, so that a task of hours is no silence. Whoever finds the
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
-import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from cryoscale.data.folder import Folder
+from cryoscale.data.holder import Holder, as_holder, seen_here, this_process
 from cryoscale.errors import ConfigurationError, CryoscaleError, OvertakenError, SurroundingsError
 
 LOCK = "driver.json"
 STALE_LOCK_SECONDS = 120.0
 SETTLE_SECONDS = 0.5  # how long another driver may take to write its name over ours, or to finish writing it
 POLL_SECONDS = 2.0
+DOUBTED_SECONDS = 24 * 3600.0  # of silence that may be two clocks that disagree: more is nobody's clock
 _WORST = (OSError, CryoscaleError)  # what storage may say; the run itself meets it, and tells
 
-Holder = dict[str, Any]
 Verdict = Literal["alive", "dead", "unsure"]
 
 
@@ -83,13 +80,15 @@ class DriverLock:
         self._taken_by: Holder | None = None
         self._looking = threading.Lock()
         self._renewed = self._looked = 0.0
+        self._took_over = False
         self._beside: list[Callable[[], None]] = []
 
     def acquire(self, wait_s: float = 0.0, tell: Callable[[str], None] = lambda _: None) -> None:
         """Take the lock, from a dead driver too.
 
-        Of several drivers that start at one moment, one gets it. Object stores may let several write: there
-        the last one has it, and each looks again after a moment who that is.
+        Of several drivers that start at one moment, one gets it. Object stores may let several write, and
+        who takes a dead driver's lock may be met by another who is late with the same: there the last one
+        has it, and each looks again after a moment who that is.
 
         Parameters
         ----------
@@ -130,16 +129,18 @@ class DriverLock:
             self.folder.create_bytes(LOCK, self._record())
             return
         if watch.look(found) == "dead":
+            self._took_over = True
             self.folder.take(LOCK, found)
             self.folder.create_bytes(LOCK, self._record())
 
     def _settled(self) -> bool:
-        """Say whether the lock is ours, also a moment later where the last to write has it."""
+        """Say whether the lock is ours, also a moment later where somebody may have put his in its place."""
         if not self._is_ours():
             return False
-        if not self.folder.is_local:
-            self.clock.wait(SETTLE_SECONDS)
-        return self.folder.is_local or self._is_ours()
+        if self.folder.is_local and not self._took_over:
+            return True
+        self.clock.wait(SETTLE_SECONDS)
+        return self._is_ours()
 
     def _is_ours(self) -> bool:
         found = self._read()
@@ -150,19 +151,23 @@ class DriverLock:
         self._beside.append(action)
 
     def heartbeat(self) -> None:
-        """Raise `OvertakenError` when another driver took the run over; cheap to call often.
+        """Look whether the run is still ours; cheap to call often.
 
-        After a long silence (a suspended machine, storage that hung) it looks first: others may have begun
-        with other parameters meanwhile.
+        After a long silence (a suspended machine, storage that hung) it reads the lock first: others may have
+        begun with other parameters meanwhile.
+
+        Raises
+        ------
+        OvertakenError
+            Another driver took the run over.
+        SurroundingsError
+            After a long silence the lock cannot be read, so that nobody knows: nothing may be written.
         """
         now = self.clock.steady()
-        if (
-            self._taken_by is None
-            and now - self._renewed > STALE_LOCK_SECONDS / 2
-            and now - self._looked > beat_seconds()
-        ):
-            with contextlib.suppress(*_WORST):
-                self._renew()
+        silent = now - self._renewed
+        lately = silent <= STALE_LOCK_SECONDS and now - self._looked <= beat_seconds()
+        if self._taken_by is None and silent > STALE_LOCK_SECONDS / 2 and not lately:
+            self._look()
         if self._taken_by is not None:
             raise OvertakenError(
                 f"process {self._taken_by['pid']} on {self._taken_by['host']} took this run over, because "
@@ -170,14 +175,35 @@ class DriverLock:
                 remedy="Leave the run to it; finished work is kept.",
             )
 
+    def _look(self) -> None:
+        """Renew, and raise if not even reading succeeds; a lock that is only not written is still ours."""
+        before = self._looked
+        try:
+            self._renew()
+        except _WORST as error:
+            if self._looked == before:
+                raise SurroundingsError(
+                    f"{self.folder.path(LOCK)} cannot be read ({str(error).rstrip('.')}), after this driver "
+                    f"was silent for more than {STALE_LOCK_SECONDS / 2:g} s: another one may be at work.",
+                    remedy="Mend the storage; finished work is kept.",
+                ) from error
+
     def release(self) -> None:
-        """Give the lock back, unless it is somebody else's by now; where storage fails, it goes stale."""
+        """Give the lock back, unless it is somebody else's by now; where storage fails, it goes stale.
+
+        So it does where a renewal hangs: that one would write the lock again after it was deleted.
+        """
         self._ended.set()
         if self._thread is not None:
             self._thread.join(beat_seconds())
-        with contextlib.suppress(*_WORST):
-            if self._is_ours():
-                self.folder.delete(LOCK)
+        if not self._looking.acquire(blocking=False):
+            return
+        try:
+            with contextlib.suppress(*_WORST):
+                if self._is_ours():
+                    self.folder.delete(LOCK)
+        finally:
+            self._looking.release()
 
     def _keep(self) -> None:
         while not self._ended.wait(beat_seconds()):
@@ -191,14 +217,15 @@ class DriverLock:
     def _renew(self) -> bool:
         """Write our name again; False when another one stands there."""
         with self._looking:
-            self._looked = self.clock.steady()
+            if self._ended.is_set():
+                return False
             found = self._read()
+            self._looked = self.clock.steady()
             holder = None if found is None else as_holder(found)
             if holder and not self._mine(holder):
                 self._taken_by = holder
                 return False
-            if not self._ended.is_set():
-                self.folder.write_bytes(LOCK, self._record())
+            self.folder.write_bytes(LOCK, self._record())
             self._renewed = self.clock.steady()
             return True
 
@@ -272,86 +299,6 @@ def _whom(holder: Holder, verdict: Verdict, wait_s: float) -> str:
     return f"looking whether the driver of this run is alive: {who}, whose last sign looks old or misdated"
 
 
-# -- who is who -------------------------------------------------------------------------------------------
-
-
-def as_holder(data: bytes) -> Holder | None:
-    """Parse a lock; None when it is torn."""
-    try:
-        holder = json.loads(data)
-    except ValueError:
-        return None
-    whole = isinstance(holder, dict) and {"host", "pid", "heartbeat"} <= holder.keys()
-    return holder if whole else None
-
-
-def this_process() -> dict[str, Any]:
-    """Say who this process is, on this machine and among others: host, pid, begun, boot, namespace."""
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "begun": process_begun(pid), **this_kernel()}
-
-
-def this_kernel() -> dict[str, str]:
-    """Name this boot of this machine, and the namespace that its process ids are of; empty where unknown."""
-    return {"boot": _boot(), "namespace": _namespace()}
-
-
-@functools.cache
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def seen_here(holder: Holder) -> bool | None:
-    """Look for a driver in the process table; None where that says nothing about it.
-
-    A process id of another container, another machine, or of this machine before it was started again, is
-    somebody else's here. And some machines hide the processes of other people.
-    """
-    kernel = this_kernel()
-    if "" in kernel.values() or any(holder.get(key) != value for key, value in kernel.items()):
-        return None
-    pid = int(holder["pid"])
-    try:
-        return bool(_begun(Path(f"/proc/{pid}/stat").read_text()) == holder.get("begun"))
-    except FileNotFoundError:
-        pass
-    except OSError:
-        return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return None
-    return None
-
-
-def process_begun(pid: int) -> str:
-    """Return when a process of this machine began, in the kernel's ticks; empty when there is none.
-
-    A process id alone says little: it is given out again.
-    """
-    try:
-        return _begun(Path(f"/proc/{pid}/stat").read_text())
-    except OSError:
-        return ""
-
-
-def _begun(stat: str) -> str:
-    fields = stat.rpartition(")")[2].split()  # the name, in brackets, may hold anything
-    return "" if fields[0] == "Z" else fields[19]  # Z: it has ended, and nobody has taken note yet
-
-
 @dataclass(frozen=True)
 class Sight:
     """A driver as seen from outside, by one look.
@@ -363,7 +310,8 @@ class Sight:
     alive : bool
         Whether it seems to be.
     silent_seconds : float
-        Since its last sign, by the clock of the storage where that tells times; never negative.
+        Since its last sign: the clock of who asks less the storage's, or less the driver's where the storage
+        tells no times; never negative. As wrong as these clocks are.
     """
 
     holder: Holder
@@ -376,8 +324,11 @@ class Sight:
         return float(self.holder["heartbeat"]) + self.silent_seconds
 
 
-def sight(folder: Folder, now: float) -> Sight | None:
-    """Look at the lock in `RUN/ledger` once, from any machine, without writing; None when there is none.
+def sight(folder: Folder, now: float, wait: Callable[[float], None] | None = None) -> Sight | None:
+    """Look at the lock in `RUN/ledger`, from any machine, without writing; None when there is none.
+
+    How long it is silent is the difference of two clocks, of who asks and of the storage. So a lock that
+    looks dead by it is looked at again, as long as the difference may be an error of a clock.
 
     Parameters
     ----------
@@ -385,15 +336,32 @@ def sight(folder: Folder, now: float) -> Sight | None:
         `RUN/ledger`.
     now : float
         Seconds since the epoch by the clock of who asks.
+    wait : callable, optional
+        Lets seconds pass; without it there is one look alone.
     """
+    data, seen = _glance(folder, now)
+    doubted = seen is not None and not seen.alive and seen_here(seen.holder) is None
+    if wait is None or seen is None or not doubted or seen.silent_seconds > DOUBTED_SECONDS:
+        return seen
+    waited = 0.0
+    while waited < 1.5 * beat_seconds():
+        wait(pause := min(POLL_SECONDS, beat_seconds() / 2))
+        waited += pause
+        again, later = _glance(folder, now + waited)
+        if later is None or again != data:  # given back; or renewed a moment ago, whatever the clocks say
+            return later and replace(later, alive=True, silent_seconds=min(later.silent_seconds, pause))
+    return seen
+
+
+def _glance(folder: Folder, now: float) -> tuple[bytes, Sight | None]:
     try:
         data = folder.read_bytes(LOCK)
         written = folder.modified(LOCK)
     except FileNotFoundError:
-        return None
+        return b"", None
     holder = as_holder(data)
     if holder is None:
-        return None
+        return data, None
     silent = max(0.0, now - (float(holder["heartbeat"]) if written is None else written))
     here = seen_here(holder)
-    return Sight(holder, silent < STALE_LOCK_SECONDS if here is None else here, silent)
+    return data, Sight(holder, silent < STALE_LOCK_SECONDS if here is None else here, silent)

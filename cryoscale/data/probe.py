@@ -12,6 +12,7 @@ Marks would then speak of results that nobody else finds, so this is looked at b
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import time
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryoscale.data.folder import Folder
+from cryoscale.errors import CryoscaleError
 
 FOLDER = "ledger/probe"
 STALE_SECONDS = 3600.0  # a probe older than this when another is placed belongs to a driver that was killed
@@ -49,7 +51,7 @@ class RunProbe:
         except (FileNotFoundError, NotADirectoryError):
             return self._other()
         except Exception as error:
-            return f"it cannot read {self.run.url} ({_words(error)})."
+            return f"it cannot read {self.run.url} ({_words(error)}). {_remedy(error)}"
         if found != self.content:
             return self._other()
         answer = f"{self.name}-{worker}.answer"
@@ -57,10 +59,7 @@ class RunProbe:
             place.write_bytes(answer, self.content.encode())
             place.delete(answer)
         except Exception as error:
-            return (
-                f"it reads {self.run.url} but cannot write there ({_words(error)}). "
-                "Mount it there with permission to write."
-            )
+            return f"it reads {self.run.url} but cannot write there ({_words(error)}). {_remedy(error)}"
         return ""
 
     def _other(self) -> str:
@@ -83,6 +82,12 @@ def _words(error: BaseException) -> str:
     return (isinstance(error, OSError) and error.strerror) or f"{type(error).__name__}: {error}"
 
 
+def _remedy(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "Mount it there with permission to write."
+    return "That is its storage, which may mend: it is asked again after a while."
+
+
 @contextlib.contextmanager
 def placed_probe(run: Folder) -> Iterator[RunProbe]:
     """Leave a probe in a run for as long as the context lasts; yield the callable that looks for it.
@@ -97,7 +102,7 @@ def placed_probe(run: Folder) -> Iterator[RunProbe]:
     try:
         yield probe
     finally:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, CryoscaleError):  # what is left goes with a later drive's sweep
             place.delete(probe.name)
             for name in place.names():
                 if name.startswith(probe.name):  # an answer of a worker that died over it
@@ -108,7 +113,7 @@ def placed_probe(run: Folder) -> Iterator[RunProbe]:
 
 
 def _sweep(place: Folder) -> None:
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, CryoscaleError):
         for name in place.names():
             begun = name.partition("-")[0]
             if begun.isdigit() and time.time() - int(begun) > STALE_SECONDS:

@@ -63,9 +63,13 @@ class ModelFolder:
     def save(
         self, state: Mapping[str, torch.Tensor], card: Mapping[str, Any], history: Mapping[str, Any]
     ) -> str:
-        """Write a finished model, the card last, and return the hash of its weights."""
+        """Write a finished model, the card last, and return the hash of its weights.
+
+        Raises `OvertakenError` when the model is somebody else's meanwhile, or finished.
+        """
         data = safetensors.torch.save({key: value.contiguous().cpu() for key, value in state.items()})
         digest = hashlib.sha256(data).hexdigest()
+        self.folder.guard(anew=True)
         self.folder.delete(CARD)
         self.folder.write_bytes(WEIGHTS, data)
         write_table(self.folder, "history.parquet", history)

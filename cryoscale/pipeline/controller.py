@@ -20,18 +20,11 @@ from cryoscale.pipeline.attempts import Attempt, Limits, first_attempt
 from cryoscale.pipeline.marking import MarkWriter
 from cryoscale.pipeline.pausing import STOPPED, Pausing
 from cryoscale.pipeline.queues import DueUnits, TaskQueue
-from cryoscale.pipeline.telling import INTERPRETER_BYTES, stage_started, task_ended
+from cryoscale.pipeline.telling import check_memory, stage_started, task_ended
 from cryoscale.pipeline.unit import Unit, quarantine_text, shown
 from cryoscale.pipeline.units import UnitGraph
-from cryoscale.runtime.events import (
-    EventBus,
-    Message,
-    StageSealed,
-    TaskStatus,
-    UnitFailed,
-)
+from cryoscale.runtime.events import EventBus, Message, StageSealed, TaskStatus, UnitFailed
 from cryoscale.runtime.executor import Executor
-from cryoscale.runtime.memory import check_plan
 from cryoscale.runtime.task import Outcome
 from cryoscale.stages.base import BlockStage, StageWork, WholeStage
 
@@ -57,6 +50,8 @@ class Controller:
         Called before a unit that needs a selection; may make one (accepted suggestions).
     heartbeat : callable
         Called often, to renew the driver's lock.
+    prepare : callable
+        Called with the name of an engine before that is used; pauses the run where storage refuses.
     clock : callable
         Seconds that go on; of pauses and of the writing of marks.
     """
@@ -70,10 +65,12 @@ class Controller:
         *,
         on_gate: Callable[[], None] = lambda: None,
         heartbeat: Callable[[], None] = lambda: None,
+        prepare: Callable[[str], None] = lambda engine: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.graph, self.engines, self.bus, self.limits = graph, engines, bus, limits
         self.on_gate, self.heartbeat, self.clock = on_gate, heartbeat, clock
+        self.prepare, self._prepared = prepare, set[str]()
         self._queues = {name: TaskQueue(self._rank) for name in engines}
         self._due = {name: DueUnits(self._place) for name in engines}
         self._running: dict[str, Attempt] = {}
@@ -105,7 +102,9 @@ class Controller:
                 if not self._has_work() and self._marks.flush(force=True):
                     break
                 self._collect()
-                self.heartbeat()
+                for name in self._busy:  # every engine used so far, also one that has no work now
+                    self.engines[name]().tend()
+                self._pause.beat()
         except OvertakenError:  # the ledger is another driver's
             raise
         except BaseException:
@@ -184,7 +183,7 @@ class Controller:
         except SurroundingsError:
             raise
         except PermissionError as error:
-            if str(error.filename).startswith(self.graph.run.folder.url):
+            if f"{error.filename}/".startswith(f"{self.graph.run.folder.url}/"):
                 raise  # the run's own storage: every unit would meet it
             self._fail(unit, f"{error.filename}: {error.strerror}.")
         except OSError:
@@ -227,31 +226,22 @@ class Controller:
         unit.state = "active"
         if not isinstance(stage, BlockStage):
             assert isinstance(stage, WholeStage)
-            self._check_memory(unit, stage.bytes_needed(unit.access))
+            check_memory(unit, stage.bytes_needed(unit.access), self.limits)
             unit.ledger.begin("whole", 1, 0, present=self.graph.records.names(*unit.name))
             self.graph.records.drop(*unit.name)
             self.bus.emit(stage_started(unit, 1, 0))
             self._push(first_attempt(unit, StageWork(stage, unit.access, "compute")))
             return
-        unit.plan = stage.plan(unit.access)
-        self._check_memory(unit, unit.plan.bytes_per_worker)
-        plan, present = unit.plan, self.graph.records.names(*unit.name)
-        unit.marks = unit.ledger.begin(plan.identity, plan.block_count, plan.voxels, present=present)
+        unit.plan = plan = stage.plan(unit.access)
+        check_memory(unit, plan.bytes_per_worker, self.limits)
+        unit.access, present = unit.access.of_plan(plan.identity), self.graph.records.names(*unit.name)
+        unit.marks = unit.ledger.begin(unit.access.plan, plan.block_count, plan.voxels, present=present)
         self.graph.records.drop(*unit.name)
         if not unit.ledger.created:
             stage.create(unit.access)
             unit.ledger.mark_created()
         self.bus.emit(stage_started(unit, plan.block_count + 1, plan.voxels))  # and the seal
         self._queue_phase(unit)
-
-    def _check_memory(self, unit: Unit, promised: int) -> None:
-        """Refuse a unit whose promise does not fit a worker; raises `MemoryBudgetError`."""
-        engine = unit.step.stage.engine
-        budget = self.limits.memory_budget.get(engine)
-        if budget and unit.step.stage.needs_client:
-            budget *= self.limits.workers.get(engine, 1)
-        if budget:
-            check_plan(unit.step.name, shown(unit), promised + INTERPRETER_BYTES[engine], 1, budget)
 
     def _queue_phase(self, unit: Unit) -> None:
         """Queue the blocks of the current phase, go on to the next, or seal."""
@@ -282,6 +272,9 @@ class Controller:
         for name, queue in self._queues.items():
             if not queue:
                 continue
+            if name not in self._prepared and not self._pause.attempt(functools.partial(self.prepare, name)):
+                return
+            self._prepared.add(name)
             executor = self.engines[name]()
             while executor.in_flight < executor.window and (attempt := queue.pop()) is not None:
                 self._running[attempt.task.identifier] = attempt
@@ -374,6 +367,8 @@ class Controller:
         self._pause.keep(functools.partial(self._record_failure, unit, reason))
 
     def _record_failure(self, unit: Unit, reason: str) -> None:
+        if unit.state == "failed":  # owed twice: two of its tasks ended while storage took no record
+            return
         unit.reason = reason
         if unit.ledger is not None:
             unit.ledger.fail(reason)

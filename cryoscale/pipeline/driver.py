@@ -16,6 +16,7 @@ from cryoscale.data.lock import DriverLock
 from cryoscale.data.run import Run
 from cryoscale.data.weights import identity_of
 from cryoscale.errors import ConfigurationError, CryoscaleError, OvertakenError, SurroundingsError
+from cryoscale.pipeline.addresses import check_addresses
 from cryoscale.pipeline.attempts import Limits
 from cryoscale.pipeline.controller import AFTER_SELECTION, NO_SELECTION, Controller
 from cryoscale.pipeline.engines import EngineChoice, Engines, local_workers, memory_budgets
@@ -24,7 +25,7 @@ from cryoscale.pipeline.order import steps_for, upto
 from cryoscale.pipeline.presence import Presence
 from cryoscale.pipeline.units import UnitGraph, unfinished
 from cryoscale.runtime.events import Event, EventBus, MemoryWarning, Message
-from cryoscale.runtime.signals import take_back
+from cryoscale.runtime.signals import raise_again, take_back
 
 REFITS = "refits.json"
 
@@ -122,6 +123,7 @@ def run_pipeline(
     _check_fit_tomograms(config)
     check_metrics(options)
     choice = EngineChoice(options.executor, options.dask, options.ray, options.secrets)
+    absent = check_addresses(choice)
     bus = EventBus()
     for listener in listeners:
         bus.listen(listener)
@@ -139,6 +141,8 @@ def run_pipeline(
         observed(run, bus, options) as metrics,
         Engines(config, choice, run.folder, bus.emit) as e,
     ):
+        for told in absent:
+            bus.emit(Message(text=told, level="warning"))
         generations = _generations(run, config, options)
         graph = UnitGraph(run, config, upto(steps, options.until), generations)
         if options.retry_quarantined:
@@ -150,6 +154,7 @@ def run_pipeline(
             limits_for(config, choice),
             on_gate=lambda: _accept(run, bus) if options.accept_suggestions else None,
             heartbeat=heartbeat(lambda: _beat(lock), metrics, lambda: controller, e),
+            prepare=e.prepare,
         )
         try:
             controller.run()
@@ -163,8 +168,9 @@ def run_pipeline(
 
 
 def _beat(lock: DriverLock) -> None:
-    """Look whether the run is still ours; and keep our signals, which engines take for themselves again."""
+    """Look whether the run is still ours; and keep our signals, which engines take away again or lose."""
     take_back()
+    raise_again()
     lock.heartbeat()
 
 

@@ -122,6 +122,19 @@ class Engines:
         self._probe: RunProbe | None = None
         self._closing = ExitStack()  # one that cannot be closed leaves no other open
 
+    def prepare(self, engine: str) -> None:
+        """Leave in the run what workers of an engine look for; where storage refuses, call it again later.
+
+        Raises
+        ------
+        OSError, SurroundingsError
+            What storage said.
+        """
+        if self.kinds[engine] == "serial" or self.run is None:  # the worker is this process; no folder
+            return
+        if self._probe is None:
+            self._probe = self._closing.enter_context(placed_probe(self.run))
+
     def get(self, engine: str) -> Executor:
         """Return the executor of an engine, "cpu" or "model", starting it if need be.
 
@@ -129,19 +142,14 @@ class Engines:
         """
         kind = self.kinds[engine]
         if kind not in self._open:
-            executor = open_executor(kind, replace(self.settings(kind), guard=self._guard(kind)))
+            self.prepare(engine)
+            guard = None if kind == "serial" or self._probe is None else Guard.of(kind, self._probe)
+            executor = open_executor(kind, replace(self.settings(kind), guard=guard))
             executor.tell = lambda text, level: self.emit(Message(text=text, level=level))
             executor.begin()
             self._open[kind] = executor
             self._closing.callback(executor.close)
         return self._open[kind]
-
-    def _guard(self, kind: str) -> Guard | None:
-        if kind == "serial" or self.run is None:  # the worker is this process; or nothing to look at
-            return None
-        if self._probe is None:
-            self._probe = self._closing.enter_context(placed_probe(self.run))
-        return Guard.of(kind, self._probe)
 
     def settings(self, kind: str) -> ExecutorSettings:
         """Translate the `[execution]` table for one kind of executor."""

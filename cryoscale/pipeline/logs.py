@@ -65,16 +65,18 @@ def follow(
     old = set(itertools.chain(*drives(run, 10**9).values())) - set(
         itertools.chain(*drives(run, last).values())
     )
+    known: set[str] = set()
+    newest = ""  # the drive that was seen last: clocks of hosts differ, so a later one may sort before it
     while True:
-        for names in drives(run, 10**9).values():
-            for number, name in enumerate(names):
-                ended = (
-                    number + 1 < len(names) and name in read
-                )  # of those before the last nothing more comes
+        found = drives(run, 10**9)
+        newest = next((drive for drive in reversed(found) if drive not in known), newest)
+        known.update(found)
+        for drive, names in found.items():
+            for name in names:
                 if name in old:
                     continue
-                if ended:
-                    old.add(name)  # once more, for what came between the last look and the next segment
+                if drive != newest or name != names[-1]:
+                    old.add(name)  # it was complete when it was listed: this look is the last
                 data = run.folder.read_bytes(f"logs/{name}")
                 whole = data.rfind(b"\n") + 1  # a line that is just being written is for the next look
                 yield from question.of(data[read.get(name, 0) : whole])

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from cryoscale.data.run import Run
 from cryoscale.pipeline.unit import Unit
@@ -81,8 +81,14 @@ def _open_log(run: Run, bus: EventBus, options: Options, run_id: str, stack: con
         stack.enter_context(JobLog(sink, run_id, _facts(run, options), known_secrets(options.secrets)))
     )
     if options.trace and run.folder.is_local:
-        trace = stack.enter_context((Path(logs.url) / f"trace-{run_id}.json").open("wb"))
+        trace = (Path(logs.url) / f"trace-{run_id}.json").open("wb")
+        stack.callback(_close, trace)
         bus.listen(TraceWriter(LimitedWriter(trace.write, TRACE_BYTES)))
+
+
+def _close(trace: BinaryIO) -> None:
+    with contextlib.suppress(OSError):  # a full disk: what is left to write must not end the run
+        trace.close()
 
 
 def _facts(run: Run, options: Options) -> dict[str, Any]:

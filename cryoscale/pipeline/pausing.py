@@ -28,7 +28,8 @@ class Pausing(Pause):
     place : str
         The run, for messages that name no file.
     heartbeat : callable
-        Raises `OvertakenError` when the run is another driver's; asked before anything is written.
+        Raises `OvertakenError` when the run is another driver's, and what storage says when that cannot be
+        found out; asked before anything is written.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -50,7 +51,7 @@ class Pausing(Pause):
         return bool(self._owed)
 
     def begin(self, reason: str) -> None:
-        """Pause now, and say so; `count` says for the how manyth time."""
+        """Pause now, and say so; `count`, from 1, is the number of this pause and sets its length."""
         seconds = self.limits.pause_seconds * 2 ** (self.count - 1)
         self.until = self.clock() + seconds
         text = f"paused for {seconds:g} s: {reason}"
@@ -66,15 +67,21 @@ class Pausing(Pause):
         SurroundingsError
             It refused once too often.
         """
-        self.heartbeat()
+        if not self.beat(action):
+            return False
+        self.stuck = False
+        return True
+
+    def beat(self, action: Callable[[], object] = lambda: None) -> bool:
+        """Look whether the run is still ours, then act; as `attempt`, but it does not end being `stuck`."""
         try:
+            self.heartbeat()
             action()
         except OvertakenError:
             raise
         except (OSError, SurroundingsError) as error:
             self._refused(error)
             return False
-        self.stuck = False
         return True
 
     def keep(self, action: Callable[[], None]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from cryoscale.data.ledger import ALL, Mark, UnitLedger
-from cryoscale.data.lock import Sight, sight
+from cryoscale.data.lock import Clock, Sight, sight
 from cryoscale.data.run import Run
 from cryoscale.pipeline.order import Step
 from cryoscale.pipeline.presence import read_presence
@@ -38,8 +38,9 @@ def status_of(run: Run, *, with_disk: bool = True) -> dict[str, Any]:
     status : dict
         `schema` (1), `run` (where it is), `at` (seconds since the epoch), and:
 
-        - `driver`: None, or `host`, `pid`, `alive`, `silent_seconds` (since its last sign, by the clock of
-          the storage; never negative);
+        - `driver`: None, or `host`, `pid`, `alive`, `silent_seconds` (since its last sign, which the storage
+          dates; never negative). Where `alive` hangs on clocks that may disagree, the lock is watched for
+          15 s at most;
         - `workers`: those that ended a task in the last quarter of an hour, by `host` and `engine` ("dask",
           "ray", "serial"): how many `workers`, and `seen_seconds` since the last of them did;
         - `paused`: None, or `reason` and `since_seconds`: the driver waits for storage, network or workers;
@@ -65,7 +66,7 @@ def status_of(run: Run, *, with_disk: bool = True) -> dict[str, Any]:
     """
     survey = survey_run(run)
     now = time.time()
-    seen = sight(run.folder.child("ledger"), now)
+    seen = sight(run.folder.child("ledger"), now, Clock().wait)
     driver = _told(seen)
     at_work = seen is not None and seen.alive
     workers, paused = read_presence(run.folder.child("ledger")) if at_work else ([], None)
@@ -101,11 +102,6 @@ def trainings_of(run: Run) -> dict[str, Any]:
     """Return how far each training is that began and is not finished: epoch, epochs, losses; by model."""
     found = {name: run.model(name).progress for name in ("encoder", "segmenter")}
     return {name: progress for name, progress in found.items() if progress}
-
-
-def driver_of(run: Run, now: float) -> dict[str, Any] | None:
-    """Say which driver holds the run, and whether it is alive; None when there is none."""
-    return _told(sight(run.folder.child("ledger"), now))
 
 
 def _told(seen: Sight | None) -> dict[str, Any] | None:

@@ -1,10 +1,11 @@
-"""What the controller tells of a unit and its tasks, as events."""
+"""What the controller tells of a unit and its tasks, as events; and whether its memory is there."""
 
 from __future__ import annotations
 
-from cryoscale.pipeline.attempts import Attempt
+from cryoscale.pipeline.attempts import Attempt, Limits
 from cryoscale.pipeline.unit import Unit, shown
 from cryoscale.runtime.events import StageStarted, TaskEnded, TaskStatus
+from cryoscale.runtime.memory import check_plan
 from cryoscale.runtime.task import Outcome
 
 INTERPRETER_BYTES = {"cpu": 400 * 2**20, "model": 900 * 2**20}  # an idle worker with its libraries loaded
@@ -13,6 +14,16 @@ INTERPRETER_BYTES = {"cpu": 400 * 2**20, "model": 900 * 2**20}  # an idle worker
 def promise(unit: Unit) -> int:
     """Return the bytes that a worker takes for a unit's blocks, its interpreter included; 0 if unknown."""
     return unit.plan.bytes_per_worker + INTERPRETER_BYTES[unit.step.stage.engine] if unit.plan else 0
+
+
+def check_memory(unit: Unit, promised: int, limits: Limits) -> None:
+    """Refuse a unit whose promise, in bytes, does not fit a worker; raises `MemoryBudgetError`."""
+    engine = unit.step.stage.engine
+    budget = limits.memory_budget.get(engine)
+    if budget and unit.step.stage.needs_client:
+        budget *= limits.workers.get(engine, 1)
+    if budget:
+        check_plan(unit.step.name, shown(unit), promised + INTERPRETER_BYTES[engine], 1, budget)
 
 
 def stage_started(unit: Unit, blocks: int, voxels: int) -> StageStarted:

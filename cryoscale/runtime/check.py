@@ -58,6 +58,11 @@ class EngineReport:
         """Whether a run could begin with all of it."""
         return not self.problem and bool(self.workers) and not any(worker.problem for worker in self.workers)
 
+    @property
+    def usable(self) -> bool:
+        """Whether a run could begin: it works around workers that do not fit."""
+        return not self.problem and any(not worker.problem for worker in self.workers)
+
     def as_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {**asdict(self), "fit": self.fit}

@@ -19,12 +19,13 @@ import warnings
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from cryoscale.errors import SurroundingsError
+from cryoscale.errors import RefusedError
 from cryoscale.runtime.dask_members import Member, Members, start_cluster
 from cryoscale.runtime.dask_reach import speaks_tls, try_scheduler
 from cryoscale.runtime.executor import Executor, ExecutorSettings
+from cryoscale.runtime.packing import unpack_outcome
 from cryoscale.runtime.probe import Finding, examine, run_guarded, unfit
-from cryoscale.runtime.task import Outcome, Task, WorkCache, failed, lost, unpack_outcome
+from cryoscale.runtime.task import Outcome, Task, WorkCache, failed, lost
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,7 +131,7 @@ class DaskExecutor(Executor):
                 self._client = self._connect(address)
         except Exception as error:
             if speaks_tls(address):
-                raise SurroundingsError(
+                raise RefusedError(
                     f"the Dask scheduler at {address} speaks TLS.",
                     remedy=f"Give --dask {address.replace('tcp://', 'tls://')} and --secrets FOLDER.",
                 ) from error

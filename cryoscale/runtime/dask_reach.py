@@ -11,7 +11,7 @@ import ssl
 from contextlib import suppress
 from typing import Any
 
-from cryoscale.errors import SurroundingsError
+from cryoscale.errors import RefusedError
 
 _CONNECT_S, _ANSWER_S = 0.5, 3.0
 _SETTLE_S = 0.2  # a server that refuses our certificate says so after the handshake (TLS 1.3)
@@ -41,7 +41,7 @@ def try_scheduler(address: str, security: Any) -> str:
 
     Raises
     ------
-    SurroundingsError
+    RefusedError
         If waiting does not help: another protocol, or a certificate that one side refuses.
     """
     parts = split(address)
@@ -62,10 +62,8 @@ def speaks_tls(address: str) -> bool:
     if parts is None or parts[0] != "tcp":
         return False
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # nothing is sent: only the protocol counts
-    context.check_hostname, context.verify_mode = (
-        False,
-        ssl.CERT_NONE,
-    )  # nothing is sent: only the protocol counts
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
     try:
         with socket.create_connection(parts[1:], timeout=_CONNECT_S) as plain:
             plain.settimeout(_ANSWER_S)
@@ -87,20 +85,20 @@ def _handshake(plain: socket.socket, address: str, security: Any) -> str:
                 encrypted.recv(1)
             return ""
     except ssl.SSLCertVerificationError as error:
-        raise SurroundingsError(
+        raise RefusedError(
             f"the certificate of the Dask scheduler at {address} is refused: {error.verify_message}.",
             remedy="Give --secrets the folder that the scheduler was started with, or make a new one if "
             "it is out of date (`cryoscale engine secrets`).",
         ) from error
     except ssl.SSLError as error:
         if "ALERT" in (error.reason or ""):
-            raise SurroundingsError(
+            raise RefusedError(
                 f"the Dask scheduler at {address} refuses our certificate ({error.reason}).",
                 remedy="Give --secrets the folder that the scheduler was started with.",
             ) from error
         if "EOF" in (error.reason or ""):
             return "It hangs up during the TLS handshake."
-        raise SurroundingsError(
+        raise RefusedError(
             f"what listens at {address} does not speak TLS ({error.reason}).",
             remedy="Start the scheduler with the same --secrets, or correct the address.",
         ) from error
@@ -115,7 +113,7 @@ def _client_context(address: str, security: Any) -> ssl.SSLContext:
 
     context = (security or Security()).get_connection_args("client").get("ssl_context")
     if context is None:
-        raise SurroundingsError(
+        raise RefusedError(
             f"{address} asks for certificates, and none are given.",
             remedy="Add --secrets FOLDER with those of the cluster.",
         )

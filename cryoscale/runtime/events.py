@@ -179,9 +179,13 @@ class EventBus:
         for listener in list(self._listeners):
             try:
                 listener(event)
-            except Exception:
-                if id(listener) not in self._faulty:
-                    self._faulty.add(id(listener))
+            except Exception as error:
+                if id(listener) in self._faulty:
+                    continue
+                self._faulty.add(id(listener))
+                if isinstance(error, OSError):  # a full disk: a sentence says it all
+                    _LOG.error("%s cannot write, so lines may be missing: %s", type(listener).__name__, error)
+                else:
                     _LOG.exception("a listener failed on %s; later failures of it are not shown", event)
 
 

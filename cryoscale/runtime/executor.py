@@ -20,9 +20,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from cryoscale.errors import ConfigurationError, StateError, SurroundingsError
+from cryoscale.runtime.packing import pack
 from cryoscale.runtime.probe import Finding, Guard, clock_problem
 from cryoscale.runtime.settings import ExecutorSettings
-from cryoscale.runtime.task import Outcome, Task, failed, pack
+from cryoscale.runtime.task import Outcome, Task, failed
 
 __all__ = ["Executor", "ExecutorSettings", "Tell", "open_executor"]
 
@@ -66,7 +67,9 @@ class Executor(ABC):
         self._started = False
         self._progress_at = self._workers_at = time.monotonic()
         self._word_at: float | None = None  # when it was last told that there is no worker
-        self._refused: dict[str, str] = {}  # from hosts whose workers are not used to why
+        # From workers that are not used (host, and which of its processes) to why; what was told, by host.
+        self._refused: dict[tuple[str, str], str] = {}
+        self._refusals_told: set[tuple[str, str]] = set()
         self._clocks: set[str] = set()
 
     @property
@@ -162,6 +165,9 @@ class Executor(ABC):
             if time.monotonic() >= deadline:
                 return []
 
+    def tend(self) -> None:  # noqa: B027 - most engines need no care between tasks
+        """Look after the engine while it has nothing to do; cheap, without deadlines: call it often."""
+
     def close(self) -> None:
         """End what `start` started; tasks in flight are given up. Safe to call again."""
         self._backlog.clear()
@@ -205,7 +211,7 @@ class Executor(ABC):
         self._backlog.appendleft((str(next(self._tickets)), task, payload))
 
     def _judge(self, finding: Finding, asked: float, where: str) -> bool:
-        """Say whether a worker may be used; tell, once per host, if not, and if its clock is off.
+        """Say whether a worker may be used; tell, once per host and reason, if not, and if its clock is off.
 
         Parameters
         ----------
@@ -222,12 +228,13 @@ class Executor(ABC):
         if finding.problem:
             self._refuse(finding.host, where, finding.problem)
         else:
-            self._refused.pop(finding.host, None)
+            self._refused.pop((finding.host, where), None)
         return not finding.problem
 
     def _refuse(self, host: str, where: str, problem: str) -> None:
-        if self._refused.get(host) != problem:
-            self._refused[host] = problem
+        self._refused[host, where] = problem
+        if (host, problem) not in self._refusals_told:
+            self._refusals_told.add((host, problem))
             self.tell(f"a worker on {host} ({where}) is not used: {problem}", "warning")
 
     def _check_workers(self, now: float) -> None:
@@ -265,7 +272,7 @@ class Executor(ABC):
         return f"{self.name} at {self.settings.address or 'the engine that this process started'}"
 
     def _nobody(self, what: str, detail: str = "") -> SurroundingsError:
-        unfit = " ".join(f"On {host}: {why}" for host, why in self._refused.items())
+        unfit = " ".join(dict.fromkeys(f"On {host}: {why}" for (host, _), why in self._refused.items()))
         limit = f"waited up to {self.settings.start_timeout_s:g} s"
         return SurroundingsError(
             " ".join(filter(None, [f"{what} under {self._place()} ({limit}).", detail, unfit])),

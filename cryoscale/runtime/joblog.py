@@ -117,13 +117,15 @@ class JobLog:
     def close(self, error: BaseException | None = None) -> None:
         """Write the open sums and how the drive ended, and store everything."""
         now = time.time()
-        for stage, tomogram in list(self._sums):
-            self._sum_up(stage, tomogram, now)
         ended = {"error": f"{type(error).__name__}: {error}"} if error is not None else {}
         level = "error" if ended else "info"
-        self._line(level, "DriverEnded", now, seconds=round(now - self._began, 3),
-                   unwritten=self._unwritten, **ended)  # fmt: skip
-        self._sink.close()
+        try:
+            for stage, tomogram in list(self._sums):
+                self._sum_up(stage, tomogram, now)
+            self._line(level, "DriverEnded", now, seconds=round(now - self._began, 3),
+                       unwritten=self._unwritten, **ended)  # fmt: skip
+        finally:
+            self._sink.close()
 
     def __enter__(self) -> JobLog:
         return self

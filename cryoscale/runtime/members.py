@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from cryoscale.runtime.secrets import Secrets
 DASK_PORT, RAY_PORT = 8786, 6379
 _END_S = 15.0  # how long a program may take to end besides the grace
 _POLL_S = 0.25
+_SHOWN_LINES = 30
 _RAY_GRACE_S = 30.0  # Ray drains a node for so long by itself
 
 
@@ -86,13 +88,19 @@ class Machine:
 
 @dataclass
 class Member:
-    """A program of this machine; others need one that ends `last`, and starts first."""
+    """A program of this machine; others need one that ends `last`, and starts first.
+
+    What one with a `log` says goes there, and its end is shown when it fails: most of what Ray prints is
+    advice that does not hold here. `ready` in it means that it runs.
+    """
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str] = field(repr=False)
     grace_s: float = 0.0
     last: bool = False
+    log: Path | None = None
+    ready: str = ""
     kept: Kept | None = None
 
 
@@ -129,6 +137,12 @@ def run_lead(machine: Machine, port: int = DASK_PORT, ray_port: int = RAY_PORT) 
             _ray(machine, f"{machine.host}:{ray_port}", ray_folder, leads=True),
             _scheduler(machine, port, folder),
         ]
+        secrets = " --secrets FOLDER" if machine.secrets is not None else ""
+        print(
+            f"leading: Dask {address}, Ray {machine.host}:{ray_port}. On each other machine: cryoscale "
+            f"engine join {machine.host} --host ITS-ADDRESS{secrets}",
+            flush=True,
+        )
         supervise(members, stop)
 
 
@@ -139,6 +153,7 @@ def run_join(machine: Machine, lead: str, port: int = DASK_PORT, ray_port: int =
         address = machine.dask_address(lead, port)
         ray = _ray(machine, f"{lead}:{ray_port}", ray_folder, leads=False)
         if await_scheduler(address, machine, stop):
+            print(f"joining: Dask {address}, Ray {lead}:{ray_port}, as {machine.host}.", flush=True)
             supervise([_workers(machine, address, folder), ray], stop)
 
 
@@ -213,7 +228,7 @@ def supervise(members: Sequence[Member], stop: Stop | None = None) -> None:
         return
     try:
         for member in sorted(members, key=lambda member: not member.last):
-            member.kept = Kept(member.command, member.environment)
+            _begin(member)
         ended = _watch(members, stop)
         for last in (False, True):
             _end([member for member in members if member.last is last])
@@ -222,15 +237,34 @@ def supervise(members: Sequence[Member], stop: Stop | None = None) -> None:
             if member.kept is not None:
                 member.kept.kill()
     if ended is not None and ended.kept is not None:
-        code = ended.kept.exit_code
+        _show_end_of(ended.log)
         raise SurroundingsError(
-            f"the {ended.name} ended by itself (exit code {code}), so all of this machine's part was ended.",
+            f"without being told to, this ended: {ended.name} (exit code {ended.kept.exit_code}); so all of "
+            "this machine's part was ended.",
             remedy="What it said stands above; give the same command again.",
         )
 
 
+def _begin(member: Member) -> None:
+    if member.log is None:
+        member.kept = Kept(member.command, member.environment)
+        return
+    with member.log.open("wb") as log:
+        member.kept = Kept(member.command, member.environment, log)
+
+
+def _show_end_of(log: Path | None) -> None:
+    if log is not None:
+        lines = log.read_text(errors="replace").splitlines()
+        print("\n".join(lines[-_SHOWN_LINES:]), file=sys.stderr)
+
+
 def _watch(members: Sequence[Member], stop: Stop) -> Member | None:
+    silent = [member for member in members if member.ready and member.log is not None]
     while not stop.wait(_POLL_S):
+        for member in [one for one in silent if one.log and one.ready in one.log.read_text(errors="replace")]:
+            silent.remove(member)
+            print(f"{member.name}: {member.ready}.", flush=True)
         for member in members:
             if member.kept is not None and member.kept.exit_code is not None:
                 return member
@@ -271,7 +305,10 @@ def _ray(machine: Machine, head: str, folder: Path, *, leads: bool) -> Member:
         machine.secrets.require_member(machine.host)
     node = RayNode(machine.host, head, folder, machine.cpus, machine.gpus, leads)
     variables = {**_environment(folder), **ray_environment(machine.host, secrets)}
-    return Member("Ray head" if leads else "Ray node", node.command(), variables, _RAY_GRACE_S)
+    name = "Ray head" if leads else "Ray node"
+    return Member(
+        name, node.command(), variables, _RAY_GRACE_S, log=folder / "ray.log", ready="runtime started"
+    )
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -18,7 +18,7 @@ from functools import cache
 from typing import NamedTuple
 
 import cryoscale
-from cryoscale.runtime.task import run_packed
+from cryoscale.runtime.packing import run_packed
 
 #: Packages whose version decides bytes of a result.
 DECISIVE = ("numpy", "scipy", "torch", "zarr", "openvino", "scikit-learn", "pyarrow")

@@ -9,39 +9,26 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cryoscale.errors import SurroundingsError
-from cryoscale.runtime.environment import environment
+from cryoscale.errors import RefusedError, SurroundingsError
 from cryoscale.runtime.executor import Executor, ExecutorSettings
+from cryoscale.runtime.packing import unpack_outcome
 from cryoscale.runtime.probe import Finding, unfit
-from cryoscale.runtime.ray_actors import Actor, Runner, end_ray, unreachable
-from cryoscale.runtime.ray_nodes import LOOK_S, Node, NodeWatch, ask, demand, room, size_of_worker
-from cryoscale.runtime.ray_start import (
-    LONGEST_SCRATCH,
-    import_ray,
-    join_cluster,
-    leave_cluster,
-    start_embedded,
-)
-from cryoscale.runtime.reaper import Reaper
-from cryoscale.runtime.scratch import claim_folder, drop_folder
-from cryoscale.runtime.task import Outcome, Task, failed, lost, unpack_outcome
+from cryoscale.runtime.ray_actors import Actor, end_actor, start_actor
+from cryoscale.runtime.ray_link import RayLink
+from cryoscale.runtime.ray_nodes import LOOK_S, SILENT_S, Node, ask, demand, room, size_of_worker
+from cryoscale.runtime.task import Outcome, Task, failed, lost
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-# Actors that died before their first answer, per actor wanted, until nobody starts another one; on a running
-# cluster it is tried again after a while.
+# Actors that were never ready, per actor wanted, until nobody starts another one; it is tried again after a
+# while.
 _STILLBORN_LIMIT, _STILLBORN_S = 3, 30.0
-# Silence of a head until it is told, and until the run stops; Ray ends the process that asks after 60 s.
-_SILENT_S, _GONE_S = 15.0, 40.0
-_CLOSE_S = 15.0
+# Silence of a head until the cluster is given up, when an unfit machine is asked again, when machines are
+# looked for again while none is known.
+_GONE_S, _RECONSIDER_S, _EAGER_S = 40.0, 60.0, 0.2
 
 
 class RayExecutor(Executor):
@@ -58,16 +45,16 @@ class RayExecutor(Executor):
         super().__init__(settings)
         self._actors: list[Actor] = []
         self._references: dict[Any, tuple[Actor, str]] = {}
-        self._owns_ray = self._joined = False
-        self._folder: Path | None = None
-        self._reaper: Reaper | None = None
-        self._watch: NodeWatch | None = None
+        self._link = RayLink()
+        self._asked = settings  # `settings` has the size of a worker that was chosen
         self._nodes: dict[str, Node] = {}
         self._unfit: set[str] = set()  # machines that are not used
         self._gpus: float | None = None  # of one actor; unknown until the machines are
         self._stillborn, self._stillborn_at, self._last_death = 0, 0.0, ""
         self._tend_at, self._problem = 0.0, ""
-        self._silence_told = self._resting = False
+        # Resting: some actors were given back while these tasks ran, and nothing has needed them since.
+        self._resting, self._ran_then = False, set[str]()
+        self._silence_told = self._away = self._sized = False
 
     @property
     def window(self) -> int:
@@ -77,137 +64,141 @@ class RayExecutor(Executor):
     # -- start and end ---------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self._stillborn, self._tend_at, self._resting = 0, 0.0, False
+        self._stillborn, self._tend_at, self._resting, self._away = 0, 0.0, False, False
         if self.settings.address is None:
-            ray = import_ray(embedded=True)
-            if not ray.is_initialized():
-                self._owns_ray = True  # also of one that starts half: `_close` must end it
-                self._connect_embedded()
-            self._joined = True
+            try:
+                self._link.start(self.settings)
+            except ImportError:
+                raise
+            except Exception as error:
+                raise self._nobody("Ray did not start", f"{type(error).__name__}: {error}") from error
         self._tend()
 
-    def _connect_embedded(self) -> None:
-        base = self.settings.scratch
-        short = base is not None and len(str(base)) <= LONGEST_SCRATCH
-        self._folder = claim_folder(base if short else None, "cryoscale-")
-        self._reaper = Reaper(self._folder) if sys.platform == "linux" else None
-        try:
-            start_embedded(self.settings, self._folder)
-        except Exception as error:
-            raise self._nobody("Ray did not start", f"{type(error).__name__}: {error}") from error
-
-    def _reach(self, address: str) -> None:
+    def _reach(self) -> None:
         """Join the cluster if its head answers; raise only what waiting does not mend."""
-        self._problem = unreachable(address)
-        if self._problem:
-            return
-        with environment(self.settings.ray_environment):
-            ray = import_ray(embedded=False)
-            if not ray.is_initialized():
-                self._owns_ray = True
-                try:
-                    join_cluster(address, self.settings.start_timeout_s)
-                except SurroundingsError:
-                    raise
-                except Exception as error:
-                    raise self._nobody(
-                        "this machine could not join the cluster", f"{type(error).__name__}: {error}"
-                    ) from error
-        self._joined = True
-        self._watch = NodeWatch()
+        try:
+            self._problem = self._link.reach(self._asked)
+        except RefusedError:
+            raise
+        except TimeoutError as error:
+            raise self._nobody("this machine could not join the cluster", str(error)) from error
 
     def _close(self) -> None:
         actors, self._actors = self._actors, []
-        watch, self._watch = self._watch, None
         self._references.clear()
-        owns, self._owns_ray, self._joined = self._owns_ray, False, False
         self._nodes, self._unfit, self._gpus = {}, set(), None
-        if watch is not None:
-            watch.close()
-        if "ray" in sys.modules:
-            # A cluster whose head is gone answers nothing: do not wait for it for ever.
-            silent = watch is not None and watch.silent_s > _SILENT_S
-            ending = threading.Thread(target=end_ray, args=(actors, owns), daemon=True)
-            ending.start()
-            ending.join(_CLOSE_S if silent else None)
-        if owns:
-            leave_cluster()
-        reaper, self._reaper = self._reaper, None
-        if reaper is not None:
-            reaper.dismiss()
-        folder, self._folder = self._folder, None
-        if folder is not None:
-            drop_folder(folder)
+        self._stillborn, self._last_death, self._silence_told, self._sized = 0, "", False, False
+        self._link.close(actors)
+
+    def tend(self) -> None:
+        """Look after the cluster between tasks: is its head there, who is idle; at most every `LOOK_S`."""
+        if self._started and time.monotonic() >= self._tend_at:
+            self._take(0.0)
 
     # -- machines --------------------------------------------------------------------------------------------
 
     def _tend(self) -> None:
         """Look after the cluster: join it, follow its machines, ask for actors, give idle ones back."""
         now = time.monotonic()
-        if self._watch is not None and self._joined:
-            self._require_head(self._watch.silent_s)
+        if self._link.joined:
+            self._require_head(self._link.silent_s)
         if now < self._tend_at:
             return
         self._tend_at = now + LOOK_S
-        if not self._joined:
-            assert self.settings.address is not None
-            self._reach(self.settings.address)
-        if self._joined:
+        if not self._link.joined and (self.in_flight or not self._away):
+            self._away = False
+            self._reach()
+        # What is asked of a head that is gone does not come back for a minute.
+        if not self._link.joined or self._link.silent_s > 2 * LOOK_S:
+            return
+        try:
             self._follow_nodes()
             self._size(now)
+            if self._gpus is None:  # the first look at the machines is under way
+                self._tend_at = now + _EAGER_S
+        except SurroundingsError:
+            raise
+        except Exception:
+            if self._link.silent_s <= 2 * LOOK_S:
+                raise
 
     def _require_head(self, silent_s: float) -> None:
-        address = self.settings.address
-        if silent_s > _GONE_S:
+        """Tell that a head is silent; leave one that is gone, and stop if there is work."""
+        head = f"the head of the Ray cluster at {self.settings.address}"
+        if silent_s > _GONE_S and not self.in_flight:
+            self.tell(
+                f"{head} is gone ({silent_s:.0f} s); it is looked for again when there is work.", "warning"
+            )
+            self._close()
+            self._away = True
+        elif silent_s > _GONE_S:
             raise SurroundingsError(
-                f"the head of the Ray cluster at {address} has not answered for {silent_s:.0f} s.",
+                f"{head} has not answered for {silent_s:.0f} s.",
                 remedy="The run stopped with its work kept; start the cluster again, then give the same "
                 "command again.",
             )
-        if silent_s > _SILENT_S and not self._silence_told:
-            self.tell(f"the head of the Ray cluster at {address} does not answer; waiting.", "warning")
-        self._silence_told = silent_s > _SILENT_S
+        elif silent_s > SILENT_S and not self._silence_told:
+            self.tell(f"{head} does not answer; waiting.", "warning")
+        self._silence_told = SILENT_S < silent_s <= _GONE_S
 
     def _follow_nodes(self) -> None:
         """Take in the machines that joined; replace actors on those that left."""
-        if self._watch is None:
+        watch = self._link.watch
+        if watch is None:
             if self._gpus is None:
                 self._gpus = self.settings.embedded_gpu_share
             return
-        there = self._watch.nodes()
+        there = watch.nodes()
         for identifier in self._nodes.keys() - there.keys():
             del self._nodes[identifier]
-            for actor in [a for a in self._actors if a.node == identifier and not a.tickets]:
-                self._remove(actor)
+            self._unfit.discard(identifier)
+            self._remove_idle(identifier)
         for identifier, node in there.items():
-            if identifier not in self._nodes:
-                self._nodes[identifier] = node
-                ask(node, self._guard)
-        if self._gpus is None and self._watch.looks:
-            self._gpus, threads = size_of_worker(self.settings, there.values())
-            self.settings = replace(self.settings, threads_per_worker=threads)
+            known = self._nodes.setdefault(identifier, node)
+            if known.examination is None and not known.proved and time.monotonic() >= known.again:
+                ask(known, self._guard)
+        if watch.looks and not self._sized:
+            self._choose_size()
+
+    def _choose_size(self) -> None:
+        """Choose the size of an actor; again with each look until one is ready: machines join one by one."""
+        gpus, threads = size_of_worker(self._asked, self._nodes.values())
+        if (gpus, threads) == (self._gpus, self.settings.threads_per_worker):
+            return
+        self._gpus, self.settings = gpus, replace(self._asked, threads_per_worker=threads)
+        for actor in [a for a in self._actors if not a.ready]:
+            self._remove(actor)
 
     def _hear(self, node: Node) -> None:
         import ray
         from ray.exceptions import RayTaskError
 
         examination, node.examination = node.examination, None
+        node.again = time.monotonic() + _RECONSIDER_S
         try:
             finding = Finding(*ray.get(examination))
         except RayTaskError as error:
-            self._refuse(node.host, node.identifier[:8], f"it cannot be examined ({str(error)[-300:]}).")
+            self._refuse(
+                node.host, f"Ray node {node.identifier[:8]}", f"it cannot be examined ({str(error)[-300:]})."
+            )
             self._shun(node.identifier)
             return
         except Exception:  # it left meanwhile
             return
-        if self._judge(finding, node.asked, f"Ray node {node.identifier[:8]}"):
-            node.proved = True
+        node.proved = self._judge(finding, node.asked, f"Ray node {node.identifier[:8]}")
+        if node.proved:
+            self._unfit.discard(node.identifier)
         else:
             self._shun(node.identifier)
 
     def _shun(self, identifier: str) -> None:
-        """Use a machine no more; actors on it end."""
+        """Use a machine no more until it is examined again; actors on it end."""
         self._unfit.add(identifier)
+        if node := self._nodes.get(identifier):
+            node.proved, node.again = False, time.monotonic() + _RECONSIDER_S
+        self._remove_idle(identifier)
+
+    def _remove_idle(self, identifier: str) -> None:
         for actor in [a for a in self._actors if a.node == identifier and not a.tickets]:
             self._remove(actor)
 
@@ -229,60 +220,46 @@ class RayExecutor(Executor):
             return
         wanted = self._wanted()
         if self._stillborn > _STILLBORN_LIMIT * wanted:
-            if self.settings.address is None and not self._actors:
+            if self.settings.address is None and not self._actors and self._last_death:
                 raise self._nobody("no worker answered", self._last_death)
             if now - self._stillborn_at < _STILLBORN_S:
                 return
             self._stillborn = 0
-        busy = all(actor.tickets for actor in self._actors if actor.ready)
-        self._resting = self._resting and not (self._backlog or (self._running and busy))
+        self._resting = self._resting and not self._needs_more()
         if not self._resting:
             for _ in range(wanted - len(self._actors)):
                 self._add_actor()
         surplus = len(self._actors) - wanted
         for actor in [a for a in self._actors if not a.ready and not a.tickets][: max(0, surplus)]:
             self._remove(actor)
+        self._release_idle(now)
+
+    def _needs_more(self) -> bool:
+        """Whether work came that those who were not given back have no room for."""
+        full = len(self._running) >= self.window and not self._running.keys() <= self._ran_then
+        return bool(self._backlog) or full
+
+    def _release_idle(self, now: float) -> None:
         limit = self.settings.idle_release_s
-        if self.settings.address is None or limit is None:
+        if self.settings.address is None or limit is None or self._backlog:
             return
         for actor in [a for a in self._actors if a.ready and not a.tickets]:
-            if now - actor.idle_since > limit and not self._backlog:
-                self._resting = True  # until there is work for more than are left
+            if now - actor.idle_since > limit:
+                self._resting, self._ran_then = True, set(self._running)
                 self._remove(actor)
 
     def _add_actor(self) -> Actor:
-        import ray
-
-        options: dict[str, Any] = {}
-        if self.settings.address is not None:
-            options["scheduling_strategy"] = "SPREAD"
-            if self._unfit:
-                options["label_selector"] = {"ray.io/node-id": f"!in({','.join(sorted(self._unfit))})"}
-        handle = (
-            ray.remote(Runner)
-            .options(
-                num_cpus=self.settings.threads_per_worker,
-                num_gpus=self._gpus or 0,
-                max_restarts=0,
-                max_task_retries=0,
-                runtime_env={"env_vars": self.settings.thread_environment},
-                **options,
-            )
-            .remote()
-        )
-        actor = Actor(handle, handle.describe.remote(self._guard), time.time())
+        elsewhere = self._unfit if self.settings.address is not None else None
+        actor = start_actor(self.settings, self._gpus or 0.0, self._guard, elsewhere)
         self._actors.append(actor)
         return actor
 
     def _remove(self, actor: Actor) -> bool:
         """End an actor; say whether it was still one of ours."""
-        import ray
-
         if actor not in self._actors:
             return False
         self._actors.remove(actor)
-        with suppress(Exception):  # it may only have been out of reach: make sure that it ends
-            ray.kill(actor.handle, no_restart=True)
+        end_actor(actor)
         return True
 
     def _replace(self, actor: Actor) -> Actor | None:
@@ -340,12 +317,14 @@ class RayExecutor(Executor):
         if ended:
             ended, _ = ray.wait(waited_for, num_returns=len(waited_for), timeout=0)
         outcomes = []
-        for reference in ended:
+        for reference in sorted(
+            ended, key=lambda one: one not in starting
+        ):  # who is ready is to be known first
             if reference in starting:
                 self._greet(starting[reference])
             elif reference in asked:
                 self._hear(asked[reference])
-            else:
+            elif reference in self._references:
                 actor, ticket = self._references.pop(reference)
                 actor.tickets.discard(ticket)
                 actor.alone, actor.idle_since = False, time.monotonic()
@@ -362,15 +341,26 @@ class RayExecutor(Executor):
         except Exception as error:
             self._stillborn, self._stillborn_at = self._stillborn + 1, time.monotonic()
             self._last_death = f"The last one died so: {str(error).strip()[-600:]}"
-            if not actor.tickets:  # else the tasks that it held say so
-                self._replace(actor)
+            self._bury(actor)
             return
-        actor.node, self._stillborn, self._last_death = node, 0, ""
-        fit = self._judge(Finding(*found), actor.asked, f"Ray node {node[:8]}")
-        if fit and node not in self._unfit:
+        actor.node, self._last_death = node, ""
+        if self._judge(Finding(*found), actor.asked, f"Ray node {node[:8]}") and node not in self._unfit:
             actor.ready, actor.idle_since = True, time.monotonic()
+            self._stillborn, self._sized = 0, True
             return
-        self._unfit.add(node)
+        if self.settings.address is None:  # there is no other machine: count it, or it goes on without end
+            self._stillborn, self._stillborn_at = self._stillborn + 1, time.monotonic()
+        else:
+            self._shun(node)
+        self._bury(actor)
+
+    def _bury(self, actor: Actor) -> None:
+        """Replace an actor that was never ready; tasks that it was to run have not begun."""
+        for reference, (holder, ticket) in list(self._references.items()):
+            if holder is actor:
+                del self._references[reference]
+                self._give_back(ticket)
+        actor.tickets.clear()
         self._replace(actor)
 
     def _outcome(self, reference: Any, actor: Actor, ticket: str) -> Outcome | None:
@@ -384,13 +374,19 @@ class RayExecutor(Executor):
         except RayTaskError as error:
             return failed(task, error)
         except RayError as error:
+            if not actor.ready:  # nothing is known of it: its first answer says whether it ever began
+                self._greet(actor)
+            if not actor.ready:
+                self._give_back(ticket)
+                return None
             self._replace(actor)
             return lost(task, f"the Ray actor that held this task died: {str(error).strip()[:600]}")
         finding = unfit(reply)
         if finding is None:
             return unpack_outcome(task, reply)
         self._judge(finding, actor.asked, f"Ray node {actor.node[:8]}")
-        self._unfit.update({actor.node} - {""})
+        if actor.node and self.settings.address is not None:
+            self._shun(actor.node)
         self._give_back(ticket)
         self._replace(actor)
         return None

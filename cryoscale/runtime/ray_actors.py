@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import socket
+import time
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryoscale.runtime.probe import examine, run_guarded
 from cryoscale.runtime.ray_start import quietly
 from cryoscale.runtime.serial import dask_in_process
 from cryoscale.runtime.task import WorkCache
+
+if TYPE_CHECKING:
+    from cryoscale.runtime.settings import ExecutorSettings
 
 _CONNECT_S = 0.5
 
@@ -64,6 +69,52 @@ class Actor:
     idle_since: float = 0.0
     alone: bool = False
     tickets: set[str] = field(default_factory=set)
+
+
+def start_actor(
+    settings: ExecutorSettings, gpus: float, guard: bytes, elsewhere: Iterable[str] | None
+) -> Actor:
+    """Ask Ray for an actor.
+
+    Parameters
+    ----------
+    settings : ExecutorSettings
+        Its cores and environment.
+    gpus : float
+        CUDA devices of it.
+    guard : bytes
+        What it must prove.
+    elsewhere : iterable of str or None
+        Machines of a cluster that it must not be on; None for an embedded Ray.
+    """
+    import ray
+
+    options: dict[str, Any] = {}
+    if elsewhere is not None:
+        options["scheduling_strategy"] = "SPREAD"
+        if names := sorted(elsewhere):
+            options["label_selector"] = {"ray.io/node-id": f"!in({','.join(names)})"}
+    handle = (
+        ray.remote(Runner)
+        .options(
+            num_cpus=settings.threads_per_worker,
+            num_gpus=gpus,
+            max_restarts=0,
+            max_task_retries=0,
+            runtime_env={"env_vars": settings.thread_environment},
+            **options,
+        )
+        .remote()
+    )
+    return Actor(handle, handle.describe.remote(guard), time.time())
+
+
+def end_actor(actor: Actor) -> None:
+    """End an actor, also one that may only be out of reach; never raises."""
+    import ray
+
+    with suppress(Exception):
+        ray.kill(actor.handle, no_restart=True)
 
 
 def end_ray(actors: list[Actor], owns: bool) -> None:

@@ -1,7 +1,7 @@
 """Which machines a running Ray cluster has, asked beside the work, and whether its head still answers.
 
-A question to a head that is gone blocks for a minute and then ends the asking process. So a thread asks every
-few seconds and leaves what it heard; the executor reads that, and stops in order before Ray gives up.
+A question to a head that is gone blocks for a minute or longer. So a thread asks every few seconds and leaves
+what it heard; the executor reads that, and stops in order.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from cryoscale.runtime.probe import examine
 from cryoscale.runtime.settings import ExecutorSettings
 
 LOOK_S = 2.0
+SILENT_S = 15.0  # silence of a head until it is told
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Node:
         Ray's name of it, and the machine's.
     cpus, gpus : float
         What it offers in all, used or not.
+    again : float
+        When to examine an unfit one again, by the monotonic clock.
     """
 
     identifier: str
@@ -37,6 +40,7 @@ class Node:
     examination: Any = field(default=None, repr=False)  # a reference while it is asked
     asked: float = 0.0
     proved: bool = False
+    again: float = 0.0
 
 
 def room(node: Node, cpus: float, gpus: float) -> int:
@@ -51,9 +55,9 @@ def size_of_worker(settings: ExecutorSettings, nodes: Iterable[Node]) -> tuple[f
     gpus = settings.gpus_per_worker
     if gpus is None:
         gpus = float(any(node.gpus >= 1 for node in there))
-    largest = int(max((node.cpus for node in there), default=0))
     threads = settings.threads_per_worker
-    return gpus, max(1, min(threads, largest)) if settings.threads_at_most and there else threads
+    cores = [node.cpus for node in there if node.gpus >= gpus]  # of those that could hold one at all
+    return gpus, max(1, min(threads, int(max(cores)))) if settings.threads_at_most and cores else threads
 
 
 def demand(actors: int, cpus: float, gpus: float, nodes: Iterable[Node]) -> str:

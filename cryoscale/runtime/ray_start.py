@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cryoscale
-from cryoscale.errors import SurroundingsError
+from cryoscale.errors import RefusedError, SurroundingsError
 from cryoscale.runtime.environment import environment
 from cryoscale.runtime.keeper import Kept
 from cryoscale.runtime.members_ray import (
@@ -139,11 +139,13 @@ def ask_cluster(address: str, limit_s: float) -> dict[str, Any]:
 
     Raises
     ------
+    RefusedError
+        If the token is refused, or versions or encryption differ.
     SurroundingsError
-        If the token is refused, nobody answers in Ray's language, or the versions differ.
+        If nobody answers in Ray's language; that may only be a head that is starting.
     """
     if problem := _other_encryption(address):
-        raise SurroundingsError(problem)
+        raise RefusedError(problem)
     words = [sys.executable, "-m", "cryoscale.runtime.members_ray", "ask", address]
     variables = {**os.environ, **package_path()}
     try:
@@ -158,28 +160,30 @@ def ask_cluster(address: str, limit_s: float) -> dict[str, Any]:
             remedy=f"Check the port. {_encryption()}",
         ) from error
     if "error" in said:
-        raise SurroundingsError(_refusal(address, said))
+        raise _refusal(address, said)
     for name, mine in (("Ray", version("ray")), ("Python", platform.python_version())):
         there = said[name.lower()]
         if there and there != mine:
-            raise SurroundingsError(
+            raise RefusedError(
                 f"the Ray cluster at {address} runs {name} {there}, this process runs {mine}.",
                 remedy="Install the same versions there and here.",
             )
     return said
 
 
-def _refusal(address: str, said: Mapping[str, str]) -> str:
+def _refusal(address: str, said: Mapping[str, str]) -> SurroundingsError:
     if "auth" in f"{said['error']} {said['message']}".lower():
         token = os.environ.get("RAY_AUTH_TOKEN_PATH") or (
             "the variable RAY_AUTH_TOKEN" if "RAY_AUTH_TOKEN" in os.environ else "(none given)"
         )
-        return (
+        return RefusedError(
             f"the Ray cluster at {address} refuses our token, which comes from {token}. Give --secrets the "
             "folder that the cluster was started with, or set RAY_AUTH_TOKEN_PATH."
         )
     message = said["message"].splitlines()[0] if said["message"] else ""
-    return f"the Ray cluster at {address} cannot be asked ({said['error']}: {message}). {_encryption()}"
+    return SurroundingsError(
+        f"the Ray cluster at {address} cannot be asked ({said['error']}: {message}). {_encryption()}"
+    )
 
 
 def _other_encryption(address: str) -> str:

@@ -133,6 +133,16 @@ def train_on_workers(
         )
     if workers == 1:
         return function(argument, TrainingWorker())
+    return _train(function, argument, workers, gpus_per_worker, threads)
+
+
+def _train(
+    function: Callable[[Argument, TrainingWorker], Result],
+    argument: Argument,
+    workers: int,
+    gpus_per_worker: float,
+    threads: int,
+) -> Result:
     settings = ExecutorSettings(
         workers=workers, threads_per_worker=threads, gpus=-int(-gpus_per_worker * workers // 1)
     )

@@ -18,15 +18,18 @@ from typing import Any
 from urllib.parse import quote
 
 SHORTEST = 6  # known values shorter than this occur in texts by chance
+LINES, CHARACTERS = 20, 500  # in which the end of a list, and of an XML element, is looked for
 LONGEST_LINE = 20_000  # characters; nothing that a person reads, and time for regular expressions
 
 # Words in the names of variables, keys and options whose values nobody else should see.
 _WORDS = (
     r"pass(?:word|wd|phrase)|pass(?![a-z])|pwd|secret|token|credential|api_?key|access_?key|private_?key|"
     r"account_?key|shared_?key|session_?key|signature|authorization|cookie|connection_?string|"
-    r"(?<![a-z])(?:auth|dsn|sas)(?![a-z])"
+    r"(?<![a-z])(?:auth|dsn|sas|sig)(?![a-z])|(?<=[_-])(?:pat|pw)(?![a-z])"
 )
 SECRET_NAME = re.compile(rf"(?i)(?:{_WORDS}|^key$|[_-]key$)")
+_FOLDERS = frozenset({"PWD", "OLDPWD"})  # of the shell; MYSQL_PWD is a password
+_WAYS = frozenset({"credential_source", "credential_process"})  # say where a secret comes from, and hold none
 _SYSTEM_USERS = frozenset(
     {"root", "user", "users", "ubuntu", "ec2-user", "cryoscale", "ray", "data", "runner"}
 )
@@ -41,12 +44,18 @@ _HEADER = re.compile(
 )
 _BEARER = re.compile(r"(?i)\b(bearer\s+|(?:basic|negotiate|digest)\s+(?=\S*[0-9=+/]))([^\s\"',;]{4,})")
 # Quotes may be escaped, once for each time that JSON was put into JSON, or doubled as in CSV.
+_NAMED = rf"(?i)((?:(?:{_WORDS})[\w.-]{{0,40}}|key)\\{{0,8}}[\"']{{0,2}}\s{{0,4}}[:=]\s{{0,4}})"
+_OPENED = re.compile(_NAMED + r"(?:[A-Za-z_][\w.]{0,80})?(?=[(\[{])")  # a tuple, list, mapping or call
+_MARK = re.compile(r"(\\{0,8})(\"\"|''|[\"'])|[(\[{]|[)\]}]|\n")
+_ELEMENT = re.compile(
+    rf"(?i)(<((?:[\w-]{{1,40}}:)?[\w.-]{{0,40}}(?:{_WORDS})[\w.-]{{0,40}})(?:\s[^<>]{{0,200}})?>)"
+    rf"(?:[^\0]{{1,{CHARACTERS}}}?(?=</\2\s{{0,4}}>)|[^\s<]+)"
+)
 _ASSIGNED = re.compile(
-    rf"(?i)((?:(?:{_WORDS})[\w.-]{{0,40}}|key)\\{{0,8}}[\"']{{0,2}}\s{{0,4}}[:=]\s{{0,4}})"
-    r"(\"\"[^\"\n]+\"\"|\\{1,8}\"[^\"\n]*\"|\"(?:[^\"\\\n]|\\.)*\"|"
+    _NAMED + r"(\"\"[^\"\n]+\"\"|\\{1,8}\"[^\"\n]*\"|\"(?:[^\"\\\n]|\\.)*\"|"
     r"''[^'\n]+''|\\{1,8}'[^'\n]*'|'(?:[^'\\\n]|\\.)*'|[^\s\"']\S*)"
 )
-_PASSWORD = re.compile(r"(?i)\b(pass(?:word|wd|phrase)\s{0,4}[:=]\s{0,4})(?=[^\s\"'<])[^\n\"']*")
+_PASSWORD = re.compile(r"(?i)\b(pass(?:word|wd|phrase)\s{0,4}[:=]\s{0,4})(?=[^\s\"'<]|<removed>)[^\n\"']*")
 _OPTION = re.compile(rf"(?i)(?<!\S)(--?[\w-]{{0,40}}(?:{_WORDS})[\w-]{{0,20}}[ =])([^\s-]\S*)")
 _ISSUED = re.compile(
     r"\b(?:(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{12,}|(?:gh[pousr]_|github_pat_|glpat-|xox[abprs]-|sk-|hf_|AIza|"
@@ -99,6 +108,8 @@ class Redactor:
             text = "\n".join(line[:LONGEST_LINE] for line in text.split("\n"))
         text = _LOGIN.sub(self._login, text)
         text = _QUERY.sub(r"\1?<removed>", text)
+        text = _ELEMENT.sub(r"\1<removed>", text)
+        text = _without_structures(text)  # before the others, which end at quotes
         text = _HEADER.sub(r"\1\2<removed>", text)
         text = _PASSWORD.sub(r"\1<removed>", text)
         for pattern in (_ASSIGNED, _OPTION, _BEARER):
@@ -109,6 +120,8 @@ class Redactor:
 
     def value(self, value: Any, *, key: str = "") -> Any:
         """Return nested dictionaries and lists without secrets; what is named as one goes whole."""
+        if isinstance(value, (Mapping, list, tuple, set)) and value and SECRET_NAME.search(key):
+            return "<removed>"
         if isinstance(value, Mapping):
             if SECRET_NAME.search(
                 str(value.get("name", ""))
@@ -116,7 +129,7 @@ class Redactor:
                 value = {**value, "value": None}
             return {self.text(str(k)): self.value(v, key=str(k)) for k, v in value.items()}
         if isinstance(value, (list, tuple, set)):
-            return [self.value(item, key=key) for item in value]
+            return [self.value(item) for item in value]
         if isinstance(value, bool) or value is None:
             return value
         if SECRET_NAME.search(key) and not _LEDGER_KEY.fullmatch(str(value)):
@@ -153,6 +166,41 @@ class Redactor:
         return f"{found[1]}{mark}<removed>{mark}"
 
 
+def _without_structures(text: str) -> str:
+    """Take out tuples, lists, mappings and calls under a name that says secret, with all that is in them."""
+    kept, begin = [], 0
+    while found := _OPENED.search(text, begin):
+        end = _end_of_structure(text, found.end())
+        kept += [text[begin : found.end(1)], "<removed>"]
+        begin = end
+    return "".join([*kept, text[begin:]])
+
+
+def _end_of_structure(text: str, begin: int) -> int:
+    """Return where the bracket that opens here is closed; if nothing closes it, where the line ends.
+
+    Brackets within quotes do not count. A quote that is left open ends at the end of its line.
+    """
+    depth, quote, lines = 0, "", 0
+    for mark in _MARK.finditer(text, begin):
+        if mark[0] == "\n":
+            lines += 1
+            if quote:
+                return mark.start()
+            if lines > LINES:
+                break
+        elif quote:
+            quote = "" if mark[0] == quote else quote
+        elif mark[2]:
+            quote = mark[0]
+        else:
+            depth += 1 if mark[0] in "([{" else -1
+            if not depth:
+                return mark.end()
+    line = text.find("\n", begin)
+    return line if line >= 0 else len(text)
+
+
 def redacted(text: str) -> str:
     """Return a text without what looks like a secret; for messages and logs that stay with the run."""
     return _PLAIN.text(text)
@@ -172,33 +220,42 @@ def known_secrets(folder: str | os.PathLike[str] | None = None) -> set[str]:
     Returns
     -------
     values : set of str
-        Values of variables whose name says so, contents of the files they point to, of `~/.aws/credentials`
-        and of `~/.config/fsspec`, the token and the lines of the private key.
+        Values of variables whose name says so, contents of the files they point to, of `~/.aws/credentials`,
+        `~/.aws/config`, `~/.netrc` and `~/.config/fsspec`, the token and the lines of the private key.
     """
     found: set[str] = set()
     for name, value in os.environ.items():
         found.update(_LOGIN_PASSWORD.findall(value))
         if name.startswith("FSSPEC_"):  # storage options as JSON
             found.update(_assigned(value))
-        if SECRET_NAME.search(name) and value and value.lower() not in ("token", "true", "false"):
-            found.update(_of_file(Path(value)) if _is_file(value) else {value})
+        if SECRET_NAME.search(name) and name not in _FOLDERS:
+            found.update(_meant(value))
     for place in (folder, os.environ.get("CRYOSCALE_SECRETS")):
         if place and Path(place).is_dir():
             for path in Path(place).iterdir():
                 found.update(_of_file(path))
     home = Path.home() if "HOME" in os.environ else Path("/nonexistent")
-    named = os.environ.get("AWS_SHARED_CREDENTIALS_FILE")
-    found.update(_assigned_in(Path(named) if named else home / ".aws" / "credentials"))
+    for variable, file in (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config")):
+        named = os.environ.get(variable)
+        found.update(_assigned(_small(Path(named) if named else home / ".aws" / file)))
+    netrc = _small(Path(os.environ.get("NETRC") or home / ".netrc"))
+    words = re.findall(r"\b(?:password|account)\s+(\"[^\"]+\"|\S+)", netrc)
+    found.update(word.strip('"') for word in words)
     for path in sorted((home / ".config" / "fsspec").glob("*")):
-        found.update(_assigned_in(path))
+        found.update(_assigned(_small(path)))
     return {value for value in found if len(value) >= SHORTEST}
 
 
-def _is_file(value: str) -> bool:
+def _meant(value: str) -> set[str]:
+    """Return the secrets that a value means: those in the file that it names, none in a folder, or itself."""
+    if value.lower() in ("", "token", "true", "false"):
+        return set()
     try:
-        return os.path.isabs(value) and Path(value).is_file()
+        if os.path.isabs(value) and Path(value).exists():
+            return _of_file(Path(value))
     except (OSError, ValueError):
-        return False
+        pass
+    return {value}
 
 
 def _of_file(path: Path) -> set[str]:
@@ -208,14 +265,11 @@ def _of_file(path: Path) -> set[str]:
     return {text.strip(), *lines} - {""}
 
 
-def _assigned_in(path: Path) -> set[str]:
-    """Return what a file of settings gives to names that say secret."""
-    return _assigned(_small(path))
-
-
 def _assigned(text: str) -> set[str]:
+    """Return what settings, as JSON, INI or YAML, give to names that say secret."""
     rows = re.findall(r"[\"']?([\w.-]+)[\"']?\s*[:=]\s*(?:\"([^\"]+)\"|'([^']+)'|([^\s\"',]+))", text)
-    return {"".join(values) for name, *values in rows if SECRET_NAME.search(name)}
+    named = {"".join(values) for name, *values in rows if SECRET_NAME.search(name) and name not in _WAYS}
+    return {secret for value in named for secret in _meant(value)}
 
 
 def _small(path: Path) -> str:

@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from cryoscale.runtime.executor import Executor, ExecutorSettings
-from cryoscale.runtime.task import Outcome, Task, WorkCache, run_packed, unpack_outcome
+from cryoscale.runtime.packing import run_packed, unpack_outcome
+from cryoscale.runtime.task import Outcome, Task, WorkCache
 
 
 class SerialExecutor(Executor):

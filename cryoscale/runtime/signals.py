@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -50,6 +51,23 @@ def obeyed_signal() -> Interrupted | None:
     arrives in the end need not be the `Interrupted` that was raised.
     """
     return Interrupted(_came[0]) if _came else None
+
+
+def raise_again() -> None:
+    """Raise `Interrupted` once more when a signal was obeyed and what it raised did not arrive.
+
+    Python drops what is raised inside a `__del__`, and the main thread may be in one (a future of Dask that
+    is collected) when the signal comes. Called where a `KeyboardInterrupt` is being handled, this does
+    nothing: that one is on its way.
+    """
+    if not _came or threading.current_thread() is not threading.main_thread():
+        return
+    error = sys.exception()
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return
+        error = error.__context__  # of a library that raised its own in its place
+    raise Interrupted(_came[0])
 
 
 @contextlib.contextmanager

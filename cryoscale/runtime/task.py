@@ -1,21 +1,20 @@
 """What travels to a worker, what comes back, and the one function that runs it there.
 
-A task is packed by the driver and unpacked by the worker with the standard library's pickle, under every
-executor alike. So a work that cannot travel is met under `serial` too, and neither engine's own rules about
-serialisation (read-only arrays, rebuilt dataclasses) reach a stage.
+A task is packed by the driver and unpacked by the worker (`runtime/packing.py`) with the standard library's
+pickle, under every executor alike. So a work that cannot travel is met under `serial` too, and neither
+engine's own rules about serialisation (read-only arrays, rebuilt dataclasses) reach a stage.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import pickle
 import socket
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -327,108 +326,6 @@ def run_task(task: Task, cache: WorkCache) -> Outcome:
         started=started,
         log=tuple(said),
     )
-
-
-class _WorkShelf:
-    """Works beside their bytes, the last few: all blocks of a unit share one, and it is most of a task.
-
-    A work never changes, so one of equal bytes is the same work.
-    """
-
-    def __init__(self, limit: int = 8) -> None:
-        self._limit = limit
-        self._known: list[tuple[Work, bytes]] = []
-
-    def pack(self, work: Work) -> bytes:
-        """Return the bytes of a work; raises whatever pickle raises."""
-        for known, packed in self._known:
-            if known is work:
-                return packed
-        packed = pickle.dumps(work, protocol=pickle.HIGHEST_PROTOCOL)
-        self._keep(work, packed)
-        return packed
-
-    def unpack(self, packed: bytes) -> Work:
-        """Return the work of some bytes; raises whatever pickle raises."""
-        for work, known in self._known:
-            if known == packed:
-                return work
-        made: Work = pickle.loads(packed)  # it comes from our own driver
-        self._keep(made, packed)
-        return made
-
-    def _keep(self, work: Work, packed: bytes) -> None:
-        # A new list each time: another thread that goes through the old one is not disturbed.
-        self._known = [(work, packed), *self._known[: self._limit - 1]]
-
-
-_SENT, _RECEIVED = _WorkShelf(), _WorkShelf()
-
-
-def pack(task: Task) -> bytes:
-    """Turn a task into bytes for the way to a worker; raises whatever pickle raises."""
-    fields = (
-        task.identifier,
-        task.argument,
-        task.attempt,
-        task.alone,
-        task.needs_client,
-        task.patient,
-        task.fresh,
-    )
-    return pickle.dumps((_SENT.pack(task.work), fields), protocol=pickle.HIGHEST_PROTOCOL)
-
-
-def _unpack(payload: bytes) -> Task:
-    work, (identifier, *rest) = pickle.loads(payload)  # the payload comes from our own driver
-    return Task(identifier, _RECEIVED.unpack(work), *rest)
-
-
-def run_packed(
-    payload: bytes,
-    cache: WorkCache,
-    around: Callable[[Task], AbstractContextManager[Any]] = lambda task: nullcontext(),
-) -> bytes:
-    """Unpack a task, run it inside `around(task)`, and pack its outcome (without the task).
-
-    Everything that goes wrong comes back as a failed outcome, also a task that cannot be unpacked here or a
-    value that cannot be packed.
-    """
-    started = time.time()
-    try:
-        task = _unpack(payload)
-        with around(task):
-            outcome = run_task(task, cache)
-        return _pack_outcome(outcome)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        failure = Failure.of(error)
-        message = f"the task could not be received, or its result sent, by {worker_name()}: {failure.message}"
-        failure = Failure(failure.kind, failure.type, message, failure.traceback)
-        return _pack_outcome(Outcome(None, "failed", None, failure, 0.0, worker_name(), 0, started))  # type: ignore[arg-type]
-
-
-def _pack_outcome(outcome: Outcome) -> bytes:
-    fields = (
-        outcome.status,
-        outcome.value,
-        outcome.failure,
-        outcome.seconds,
-        outcome.worker,
-        outcome.peak_bytes,
-        outcome.started,
-        outcome.log,
-    )
-    return pickle.dumps(fields, protocol=pickle.HIGHEST_PROTOCOL)
-
-
-def unpack_outcome(task: Task, payload: bytes) -> Outcome:
-    """Join a packed outcome with the task it belongs to."""
-    try:
-        return Outcome(task, *pickle.loads(payload))  # the payload comes from our own worker
-    except Exception as error:
-        return failed(task, error)
 
 
 def failed(task: Task, error: BaseException) -> Outcome:

@@ -128,14 +128,17 @@ class StageWork:
 
     @property
     def key(self) -> str:
-        """What a worker opens once: the same stage, tomogram, parameters and operation."""
-        return f"{self.stage.name}/{self.access.tomogram}/{self.access.key}/{self.operation}"
+        """What a worker opens once: the same stage, tomogram, parameters, cut into blocks, and operation."""
+        access = self.access
+        return f"{self.stage.name}/{access.tomogram}/{access.key}/{access.plan}/{self.operation}"
 
     @contextlib.contextmanager
     def open(self) -> Iterator[Callable[[Any], Any]]:
         """Yield the function that a worker applies to each argument."""
-        whole = isinstance(self.stage, WholeStage)
-        access = self.access.fenced(self.stage.name, "plan.json" if whole else "created")
+        if isinstance(self.stage, WholeStage):  # a training that is repeated writes other bytes
+            access = self.access.fenced(self.stage.name, "plan.json", until="sealed.json")
+        else:
+            access = self.access.fenced(self.stage.name, "created")
         if self.operation == "block":
             assert isinstance(self.stage, BlockStage)
             with self.stage.open_worker(access) as function:

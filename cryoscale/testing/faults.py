@@ -13,7 +13,8 @@ from typing import Any
 from cryoscale.data.folder import Folder
 from cryoscale.geometry import Block
 from cryoscale.runtime.executor import Executor, ExecutorSettings
-from cryoscale.runtime.task import Outcome, Task, WorkCache, lost, run_packed, unpack_outcome
+from cryoscale.runtime.packing import run_packed, unpack_outcome
+from cryoscale.runtime.task import Outcome, Task, WorkCache, lost
 from cryoscale.stages.base import BlockReport, BlockStage
 
 

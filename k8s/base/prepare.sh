@@ -5,10 +5,13 @@ folder="${SETTINGS:-/settings}"
 
 options=()
 take() { # the lines of the files, without comments, as options
-    local line
-    while IFS= read -r line; do
-        [[ "$line" =~ ^[[:space:]]*(#|$) ]] || options+=(--set "$line")
-    done < <(cat -- "$@")
+    local file line
+    for file in "$@"; do # one by one: the last line of a file may have no end, and is not the start of the next
+        while IFS= read -r line || [[ -n "$line" ]]; do
+            line="${line%$'\r'}"
+            [[ "$line" =~ ^[[:space:]]*(#|$) ]] || options+=(--set "$line")
+        done < "$file"
+    done
 }
 
 state=0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cryoscale.cli import run_command
+from cryoscale.runtime.check import EngineReport, WorkerReport
 
 
 @pytest.fixture
@@ -85,3 +86,19 @@ def test_check_names_engines_that_are_not_there(secrets, capsys):
     assert f"no Dask scheduler at tls://127.0.0.1:{port}" in dask["problem"]
     assert f"nothing answers at the Ray address 127.0.0.1:{port}" in ray["problem"]
     assert not dask["fit"]
+
+
+def test_join_takes_no_address_of_two_ports(capsys) -> None:
+    assert run_command(["engine", "join", "10.0.0.1:8786:3", "--host", "10.0.0.2"]) == 2
+    assert "is not an address" in capsys.readouterr().err
+
+
+def test_some_fit_workers_are_enough_for_a_run() -> None:
+    fit, unfit = WorkerReport("a", "tls://a", "", 0.0), WorkerReport("b", "tls://b", "another version", 0.0)
+    assert [EngineReport("dask", "x", "", there).usable for there in ([fit, unfit], [unfit], [])] == [
+        True,
+        False,
+        False,
+    ]
+    assert not EngineReport("dask", "x", "", [fit, unfit]).fit
+    assert not EngineReport("dask", "x", "nobody answers", [fit]).usable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -18,6 +20,7 @@ import pytest
 from cryoscale.cli import run_command
 from cryoscale.data.ledger import unit_states
 from cryoscale.data.run import Run
+from cryoscale.pipeline.driver import _beat
 from cryoscale.runtime import signals
 from cryoscale.runtime.signals import Interrupted
 from cryoscale.testing.artifacts import artifact_digest, differences
@@ -187,3 +190,49 @@ def test_interrupts_that_click_turned_into_its_own_are_understood() -> None:
     assert json.dumps(Interrupted(signal.SIGINT).exit_code) == "130"
     assert issubclass(Interrupted, KeyboardInterrupt)
     assert not issubclass(Interrupted, click.Abort)
+
+
+class Collected:
+    """Python drops what is raised while it is collected."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Lock:
+    """Stands for the lock of a driver."""
+
+    beats = 0
+
+    def heartbeat(self) -> None:
+        self.beats += 1
+
+
+def test_a_signal_that_came_while_garbage_was_collected_is_obeyed_at_the_next_beat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lost.append)
+    lock: Any = Lock()
+    with signals.obeyed():
+        _beat(lock)
+        Collected()
+        assert len(lost) == 1
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            _beat(lock)
+        assert lock.beats == 1, "nothing is written any more but marks"
+
+
+def test_on_its_way_out_it_is_not_raised_again() -> None:
+    lock: Any = Lock()
+    with signals.obeyed():
+        try:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            except KeyboardInterrupt:
+                raise ValueError("a library's own")  # noqa: B904
+        except ValueError:
+            with contextlib.suppress(Interrupted):  # which would end all tests
+                _beat(lock)  # as the controller does before it writes the last marks
+    assert lock.beats == 1
+    _beat(lock)

@@ -17,6 +17,7 @@ from cryoscale.data.rows import read_picks
 from cryoscale.data.run import Run
 from cryoscale.data.tables import read_table
 from cryoscale.data.tomogram import LabelVolume
+from cryoscale.formats.mrc_write import write_mrc
 from cryoscale.formats.points import read_positions
 from cryoscale.geometry import Box
 
@@ -343,3 +344,15 @@ def test_export_of_what_is_not_there(make_run: Callable[..., Run], copied_run: R
     assert "picks of beta: not made yet" in said.err
     assert "alpha_picks.star" in said.out
     assert run_command(["export", copied_run.folder.url]) == 0  # all that is there
+
+
+def test_init_without_files_changes_parameters_of_a_run_that_is_there(tmp_path, capsys) -> None:
+    place = str(tmp_path / "run")
+    assert run_command(["init", place, "--set", "cluster.n_clusters=7"]) == 2
+    assert "which files?" in capsys.readouterr().err
+    write_mrc(tmp_path / "one.mrc", np.zeros((40, 40, 40), np.float32), 10.0)
+    assert run_command(["init", place, str(tmp_path / "one.mrc")]) == 0
+    assert run_command(["init", place, "--set", "cluster.n_clusters=7"]) == 0
+    assert Run.open(place).config.cluster.n_clusters == 7
+    assert len(Run.open(place).config.inputs) == 1
+    assert run_command(["init", place, "--voxel-size", "5"]) == 2

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
 from cryoscale.data import fence as fence_module
@@ -18,6 +19,7 @@ from cryoscale.data.objects import write_parts
 from cryoscale.data.pyramid import Pyramid, open_store, pyramid_levels
 from cryoscale.data.rows import ROWS_PER_BLOCK, Encodings
 from cryoscale.data.subtomograms import ROWS_PER_SHARD, Subtomograms
+from cryoscale.data.weights import ModelFolder
 from cryoscale.errors import OvertakenError
 from cryoscale.geometry import Box
 from cryoscale.runtime.task import classify
@@ -107,6 +109,47 @@ def test_it_is_a_fault_of_the_surroundings_that_travels(run: Folder) -> None:
     with pytest.raises(OvertakenError) as caught:
         copy.write_bytes("x", b"")
     assert classify(caught.value) == "surroundings"
+
+
+def test_another_cut_of_the_same_key_is_somebody_elses(run: Folder, seconds: list[float]) -> None:
+    unit = run.child("ledger", "pick", "a", "key")
+    old, new = (Folder(run.child("parts").url, Fence(unit, "created", plan)) for plan in ("old", "new"))
+    unit.write_bytes("created", b"")
+    old.write_bytes("x", b"1")  # a ledger from before cuts were named
+    seconds[0] += REMOTE_SECONDS
+    unit.write_bytes("created", b"new")
+    new.write_bytes("x", b"2")
+    with pytest.raises(OvertakenError, match="created is of other blocks"):  # within the same second, too
+        old.write_bytes("x", b"3")
+    assert run.read_bytes("parts/x") == b"2"
+
+
+def test_what_is_sealed_may_not_be_written_again_where_that_ends_the_right(
+    run: Folder, seconds: list[float]
+) -> None:
+    _, unit = fenced(run)
+    folder = Folder(run.child("models").url, Fence(unit, "created", until="sealed.json"))
+    folder.write_bytes("x", b"1")
+    unit.write_bytes("sealed.json", b"{}")
+    seconds[0] += REMOTE_SECONDS
+    with pytest.raises(OvertakenError, match=r"sealed\.json stands"):
+        folder.write_bytes("x", b"2")
+
+
+def test_weights_are_not_written_on_an_earlier_look(run: Folder, seconds: list[float]) -> None:
+    """On an object store one look counts for a second; before hours of work are replaced it is not enough."""
+    _, unit = fenced(run)
+    model = ModelFolder(Folder(run.child("models").url, Fence(unit, "created", until="sealed.json")))
+    model.write_progress({"epoch": 1})
+    state, history = {"w": torch.zeros(2)}, {"epoch": np.array([1])}
+    model.save(state, {}, history)
+    before = model.folder.read_bytes("model.toml")
+    model.write_progress({"epoch": 2})
+    unit.write_bytes("sealed.json", b"{}")
+    with pytest.raises(OvertakenError):
+        model.save({"w": torch.ones(2)}, {}, history)
+    assert model.folder.read_bytes("model.toml") == before
+    assert model.load()["w"].tolist() == [0, 0]
 
 
 class Watching:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import stat
@@ -143,3 +144,24 @@ def test_written_objects_are_readable_by_the_group(tmp_path: Path) -> None:
 def test_free_bytes_of_a_place_that_is_not_there_yet(tmp_path: Path) -> None:
     assert (Folder.of(tmp_path / "a/b").free_bytes() or 0) > 0
     assert Folder.of("memory://x").free_bytes() is None
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, plain = Folder.of(tmp_path / "place"), os.scandir
+    assert folder.files() == []
+    for name in ("a/x", "b/x"):
+        folder.write_bytes(name, b"")
+    code = errno.ENOENT
+
+    def scandir(place: str) -> Iterator[os.DirEntry[str]]:
+        if str(place).endswith("/b"):
+            raise OSError(code, os.strerror(code), place)
+        return plain(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert folder.files() == ["a/x"], "it went meanwhile"
+    code = errno.ESTALE
+    with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+        folder.files()

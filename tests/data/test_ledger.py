@@ -82,6 +82,25 @@ def test_marks_without_a_created_artifact_are_not_believed(ledger: Folder) -> No
     assert unit(ledger).begin("p", 10, 100) == set()
 
 
+def test_marks_that_a_listing_missed_are_not_lost_and_not_believed_later(ledger: Folder) -> None:
+    """A folder that could not be listed is not an empty one: what stands there is looked for once more."""
+    first = started(ledger)
+    for block in (1, 2):
+        first.add(Mark(block, "done"))
+        first.flush()
+    assert set(unit(ledger).begin("p", 10, 100, present=[])) == {1, 2}
+    again = unit(ledger)
+    assert not again.begin("p", 10, 100, present=["k0/created"]), "what a partial listing does not know"
+    assert not again.created
+    again.mark_created()
+    assert unit(ledger).begin("p", 10, 100) == set(), "blocks of an artifact that was made anew"
+
+
+def test_created_says_of_which_cut_it_is(ledger: Folder) -> None:
+    for plan in ("p", "other"):
+        assert started(ledger, plan=plan).folder.read_bytes("created") == plan.encode()
+
+
 def test_half_written_marks_do_not_stop_the_next_driver(tmp_path: Path) -> None:
     ledger = Folder.of(tmp_path)
     first = started(ledger)

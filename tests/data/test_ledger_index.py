@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import uuid
 from pathlib import Path
 
@@ -12,8 +14,13 @@ from hypothesis import strategies as st
 from cryoscale.data.folder import Folder
 from cryoscale.data.ledger import Mark, Marks, UnitLedger, unit_states
 from cryoscale.data.ledger_index import LedgerIndex, read_many
+from cryoscale.data.run import Run
 from cryoscale.errors import StateError
+from cryoscale.pipeline.unit import Unit
+from cryoscale.pipeline.units import UnitGraph
+from cryoscale.testing.artifacts import artifact_digest, differences
 from cryoscale.testing.counted_store import CountedStore
+from tests.pipeline.driving import drive
 
 
 @pytest.fixture(params=["local", "memory", "counted"])
@@ -65,7 +72,46 @@ def test_what_is_dropped_is_gone_and_what_is_doubted_unknown(ledger: Folder) -> 
     assert begun == {0}, "the marks of a unit that is doubted were not looked for"
 
 
-def test_nothing_is_asked_for_what_is_known_not_to_be_there() -> None:
+def test_a_doubted_unit_that_is_sealed_is_found_sealed(ledger: Folder) -> None:
+    fill(ledger)
+    index = LedgerIndex(ledger).list()
+    index.doubt("a", "x")
+    assert index.sealed("a", "x", "k") == UnitLedger(ledger, "a", "x", "k").sealed is not None
+    assert index.sealed("a", "x", "other") is None
+    index.drop("a", "x")
+    assert index.sealed("a", "x", "k") is None, "the driver deleted it"
+
+
+def test_one_hiccup_of_the_storage_does_nothing_again(
+    copied_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = artifact_digest(copied_run)
+    plain, refused = UnitGraph.stands, set[tuple[str, str]]()
+
+    def stands(graph: UnitGraph, unit: Unit) -> bool:
+        if unit.step.name == "ingest" and unit.name not in refused:
+            refused.add(unit.name)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "zarr.json")
+        return plain(graph, unit)
+
+    monkeypatch.setattr(UnitGraph, "stands", stands)
+    ended = drive(copied_run)
+    assert len(refused) == 2
+    assert ended.exit_code == 0
+    assert not ended.tasks
+    assert not differences(before, artifact_digest(copied_run))
+
+
+@pytest.mark.parametrize("stray", [".DS_Store", "a/.DS_Store", "a/x/.DS_Store"])
+def test_a_stray_file_is_no_unit(ledger: Folder, stray: str) -> None:
+    fill(ledger)
+    before = unit_states(ledger)
+    ledger.write_bytes(stray, b"x")
+    assert unit_states(ledger) == before
+    assert list(LedgerIndex(ledger).list().units()) == [("a", "x"), ("a", "y"), ("b", "x")]
+
+
+def test_only_what_stands_is_asked_for_where_nothing_is_known_to() -> None:
     ledger = Folder.of(f"counted://ledger-{uuid.uuid4().hex}")
     CountedStore.reset()
     unit = UnitLedger(ledger, "a", "x", "k")
@@ -73,7 +119,7 @@ def test_nothing_is_asked_for_what_is_known_not_to_be_there() -> None:
     unit.mark_created()
     unit.add(Mark(0, "done", voxels=7, seconds=2.0, finished=3.0))
     unit.seal({"hash": "h"})
-    assert dict(CountedStore.counts) == {("write", ""): 3}
+    assert dict(CountedStore.counts) == {("write", ""): 3, ("list", ""): 1}
     state = UnitLedger(ledger, "a", "x", "k").state()
     assert (state.done, state.planned, state.voxels, state.seconds) == (1, 1, 7, 2.0)
 

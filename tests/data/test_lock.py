@@ -16,19 +16,17 @@ from typing import Any
 
 import pytest
 
+from cryoscale.data import folder as folder_module
 from cryoscale.data import lock as lock_module
 from cryoscale.data.folder import Folder
+from cryoscale.data.holder import process_begun, seen_here, this_kernel, this_process
 from cryoscale.data.lock import (
     LOCK,
     STALE_LOCK_SECONDS,
     Clock,
     DriverLock,
     beat_seconds,
-    process_begun,
-    seen_here,
     sight,
-    this_kernel,
-    this_process,
     watch_seconds,
 )
 from cryoscale.errors import ConfigurationError, OvertakenError, SurroundingsError
@@ -351,6 +349,120 @@ def test_a_driver_that_wakes_from_a_long_sleep_looks_before_it_goes_on(
     lock.release()
 
 
+@pytest.mark.parametrize("error", [OSError(116, "stale"), SurroundingsError("the store refuses.")])
+def test_a_driver_that_cannot_look_after_a_long_silence_may_write_nothing(
+    folder: Folder, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    lock = DriverLock(folder, clock)
+    lock.acquire()
+    clock.passed += STALE_LOCK_SECONDS / 2 + 1
+    hold(folder, clock)
+
+    def fail(*_: object) -> bytes:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "read_bytes", fail)
+        for _ in range(2):  # the second look is not put off
+            with pytest.raises(
+                SurroundingsError, match=r"driver\.json cannot be read .* silent for more than 60 s"
+            ):
+                lock.heartbeat()
+    with pytest.raises(OvertakenError):
+        lock.heartbeat()
+    lock.release()
+
+
+def test_a_driver_that_others_may_take_for_dead_looks_each_time(
+    folder: Folder, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock can be read and not written: two minutes later each moment may be the one."""
+    lock = DriverLock(folder, clock)
+    lock.acquire()
+    clock.passed += STALE_LOCK_SECONDS + 1
+
+    def full(*_: object) -> None:
+        raise OSError(28, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "write_bytes", full)
+        lock.heartbeat()
+    hold(folder, clock)
+    with pytest.raises(OvertakenError):
+        lock.heartbeat()
+    lock.release()
+
+
+def test_of_three_at_one_dead_lock_one_drives(
+    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C, late, moves the new lock of B aside; D comes in that moment and makes its own."""
+    folder, link = Folder.of(tmp_path), os.link
+    hold(folder, clock, **here(pid=2**22 + 5))
+    dead = folder.read_bytes(LOCK)
+    first, third = DriverLock(folder, clock), DriverLock(folder, FakeClock())
+
+    def late() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(folder_module, "Path", compared(dead))
+            patch.setattr(os, "link", before_the_link)
+            assert not folder.take(LOCK, dead)
+
+    def before_the_link(*names: Any) -> None:
+        monkeypatch.setattr(os, "link", link)
+        third.acquire()
+        link(*names)
+
+    clock.at = [(0.1, late)]
+    with pytest.raises(ConfigurationError, match="another driver works"):
+        first.acquire()
+    third.heartbeat()
+    assert folder.read_json(LOCK)["token"] == third._identity["token"]
+    third.release()
+
+
+def compared(data: bytes) -> type[Path]:
+    """Paths whose first reading gives what stood there when somebody looked, before he was suspended."""
+    left = [data]
+
+    class Earlier(type(Path())):  # type: ignore[misc]
+        def read_bytes(self) -> bytes:
+            return left.pop() if left else super().read_bytes()
+
+    return Earlier
+
+
+def test_a_renewal_that_hangs_does_not_bring_a_lock_back_that_was_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_module, "STALE_LOCK_SECONDS", 0.06)
+    folder, plain, hangs, goes_on = (
+        Folder.of(tmp_path),
+        Folder.write_bytes,
+        threading.Event(),
+        threading.Event(),
+    )
+
+    def write(where: Folder, name: str, data: bytes) -> None:
+        if threading.current_thread().name == "cryoscale-lock":
+            hangs.set()
+            assert goes_on.wait(30)
+        plain(where, name, data)
+
+    monkeypatch.setattr(Folder, "write_bytes", write)
+    lock = DriverLock(folder)
+    lock.acquire()
+    assert hangs.wait(30)
+    lock.release()  # nobody knows what becomes of that write, so the lock goes stale
+    assert folder.exists(LOCK)
+    goes_on.set()
+    assert lock._thread is not None
+    lock._thread.join(30)
+    assert lock._renew() is False, "what is given back is not renewed"
+    lock.release()
+    assert not folder.exists(LOCK)
+
+
 def test_giving_back_on_storage_that_fails_hides_no_other_error(
     folder: Folder, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,3 +500,25 @@ def test_the_lock_says_who_where_and_when(folder: Folder, clock: FakeClock) -> N
     lock.release()
     assert set(record) == {"host", "pid", "begun", "boot", "namespace", "token", "heartbeat"}
     assert all(record.values())
+
+
+def test_one_whose_clock_is_behind_the_storage_watches_before_it_calls_a_driver_dead(
+    folder: Folder, clock: FakeClock
+) -> None:
+    hold(folder, clock)
+    ahead = time.time() + 5 * STALE_LOCK_SECONDS
+    assert not sight(folder, ahead).alive  # type: ignore[union-attr]
+    clock.at = [(beat_seconds(), lambda: hold(folder, clock))]
+    seen = sight(folder, ahead, clock.wait)
+    assert seen is not None
+    assert seen.alive
+    assert seen.silent_seconds <= beat_seconds()
+    begun = clock.passed
+    assert begun < 1.5 * beat_seconds()
+    assert not sight(folder, ahead, clock.wait).alive  # type: ignore[union-attr]
+    assert 1.5 * beat_seconds() <= clock.passed - begun <= 2 * beat_seconds()
+    begun = clock.passed
+    assert not sight(folder, time.time() + 30 * 3600, clock.wait).alive  # type: ignore[union-attr]
+    assert clock.passed == begun, "a day is no error of a clock"
+    clock.at = [(0.0, lambda: folder.delete(LOCK))]
+    assert sight(folder, ahead, clock.wait) is None

@@ -12,6 +12,7 @@ import pytest
 
 from cryoscale.data.folder import Folder
 from cryoscale.data.probe import FOLDER, placed_probe
+from cryoscale.errors import SurroundingsError
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_a_folder_that_cannot_be_written_is_named_so(
     with placed_probe(Folder.of(run)) as probe, monkeypatch.context() as patch:
         patch.setattr(Folder, broken, refuse)
         said = probe("host-1")
-    assert f"reads {run} but cannot write there (Read-only file system)" in said
+    assert f"reads {run} but cannot write there (Read-only file system). Mount it there" in said
     assert not (run / FOLDER).exists()
 
 
@@ -64,3 +65,17 @@ def test_probes_of_killed_drivers_go_when_they_are_old(run: Path) -> None:
     with placed_probe(Folder.of(run)):
         pass
     assert os.listdir(run / FOLDER) == [new]  # of somebody who looks right now
+
+
+def test_a_store_that_refuses_at_the_end_spoils_no_good_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise SurroundingsError("the store refuses.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "names", refuse)
+        with placed_probe(Folder.of(run)) as probe:
+            assert probe("host-1") == ""
+            patch.setattr(Folder, "delete", refuse)
+    assert os.listdir(run / FOLDER) == [probe.name]

@@ -16,8 +16,9 @@ import pytest
 from cryoscale.config import RunConfig
 from cryoscale.data import lock as lock_module
 from cryoscale.data.folder import Folder
+from cryoscale.data.holder import this_kernel
 from cryoscale.data.ledger import UnitLedger
-from cryoscale.data.lock import LOCK, DriverLock, this_kernel
+from cryoscale.data.lock import LOCK, DriverLock
 from cryoscale.data.run import Run
 from cryoscale.data.tables import count_rows, write_table
 from cryoscale.errors import ConfigurationError, StateError, SurroundingsError
@@ -152,3 +153,23 @@ def test_on_an_object_store_the_last_to_write_has_the_run(monkeypatch: pytest.Mo
     monkeypatch.setattr(Folder, "create_bytes", create_and_be_overwritten)
     with pytest.raises(ConfigurationError, match="elsewhere"):
         lock.acquire()
+
+
+def test_what_cannot_be_compared_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder.of(tmp_path)
+    folder.write_bytes("lock", b"of another")
+    plain, moved = Path.read_bytes, list[str]()
+
+    def read(path: Path) -> bytes:
+        moved.append(path.name)
+        if path.name != "lock":
+            raise OSError(116, "stale")
+        return plain(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert not folder.take("lock", b"of the dead")
+    assert moved == ["lock"], "it was moved although it was seen to be another"
+    with pytest.raises(OSError, match="stale"):
+        folder.take("lock", b"of another")
+    assert os.listdir(tmp_path) == ["lock"]
+    assert folder.read_bytes("lock") == b"of another"

@@ -75,6 +75,12 @@ def test_no_secret_goes_in_by_environment_argument_or_copy(recipe):
     assert not re.search(r"token|password|secret|key\b|pip\.conf", given, flags=re.I)
 
 
+@each_recipe
+def test_the_image_asks_for_no_gpu_by_itself(recipe):
+    """With NVIDIA's runtime this variable alone gives a container all GPUs, also one that asked for none."""
+    assert "NVIDIA_VISIBLE_DEVICES" not in " ".join(steps(recipe, "ENV"))
+
+
 @pytest.mark.parametrize(
     "file", [file for file in (ROOT / "deploy").rglob("*") if file.is_file()], ids=lambda file: file.name
 )

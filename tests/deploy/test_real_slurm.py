@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -63,6 +65,12 @@ class Job:
     def state(self):
         return self.cluster.state(self.number)
 
+    def batch_script(self):
+        """Find the shell at work on the script, by the name that Slurm gives its copy."""
+        lines = {pid: Path(f"/proc/{pid}/cmdline") for pid in self.cluster.hosts[1].processes()}
+        name = f"job{int(self.number):05}/slurm_script"
+        return min(pid for pid, file in lines.items() if file.exists() and name in file.read_text())
+
     def await_call(self, start, count=1):
         self.cluster.wait_for(lambda: len(self.calls(start)) >= count, start, log=self.log)
 
@@ -94,7 +102,7 @@ def test_three_nodes_find_each_other_and_the_job_completes(job):
     assert sorted(job.calls("cryoscale engine secrets")[0].partition("30 ")[2].split()) == sorted(
         named.split()
     )
-    assert not list(job.folder.glob(".cryoscale-job-*"))
+    assert not list(job.cluster.folder.glob(".cryoscale-job-*"))
 
 
 @pytest.mark.parametrize("code", [1, 2])
@@ -103,6 +111,18 @@ def test_failed_work_ends_the_job(job, code):
     job.wait("FAILED")
     assert job.cluster.field(job.number, "ExitCode") == f"{code}:0"
     assert job.cluster.field(job.number, "Restarts") == "0"
+
+
+def test_secrets_of_a_job_that_was_killed_outright_go_with_the_next(job):
+    job.submit(JOB, "/data/run", options=OPTIONS, STANDIN_MEMBERS="3", STANDIN_CODES="term")
+    job.await_call("run ready")
+    (left,) = job.cluster.folder.glob(".cryoscale-job-*")
+    os.kill(job.batch_script(), signal.SIGKILL)
+    job.cluster.wait_for(lambda: not job.cluster.ask("squeue", "-h").strip(), "its end")
+    assert (left / "secrets").exists()
+    job.submit(JOB, "/data/run", options=OPTIONS)
+    job.wait("COMPLETED")
+    assert not list(job.cluster.folder.glob(".cryoscale-job-*")), job.log()
 
 
 def test_failed_surroundings_put_it_back_and_not_for_ever(job):
@@ -142,7 +162,7 @@ def test_a_cancelled_job_stays_cancelled(job):
     job.submit(JOB, "/data/run", options=OPTIONS, STANDIN_MEMBERS="3", STANDIN_CODES="term")
     job.await_call("run ready")
     job.cluster.ask("scancel", job.number)
-    job.await_call("lead got TERM")
+    job.await_call("run got TERM")  # members too, but their step may be killed before they can write it down
     job.wait("CANCELLED")
     job.cluster.wait_for(lambda: not job.cluster.ask("squeue", "-h", "-j", job.number).strip(), "its end")
     assert job.state() == "CANCELLED"
@@ -162,6 +182,26 @@ def test_an_array_takes_one_run_a_task(job):
         "/data/two",
     ]
     job.cluster.wait_for(lambda: not job.cluster.ask("squeue", "-h", "-j", job.number).strip(), "its end")
+
+
+def test_the_last_task_of_an_array_goes_back_alone(job):
+    # The last one has the number of the whole array: a word about that number is one about all tasks.
+    job.folder.joinpath("runs.txt").write_text("/data/one\n/data/two\n/data/three\n")
+    options = ("--array=1-3", "--cpus-per-task=1", "--mem=500M")
+    job.submit(
+        DEPLOY / "slurm" / "array.sbatch", "runs.txt", options=options, STANDIN_CODES="0,term,after:75"
+    )
+    one, two, three = (f"{job.number}_{n}" for n in (1, 2, 3))
+    ask = job.cluster
+    ask.wait_for(lambda: ask.state(one) == "COMPLETED", "the first one's end", log=job.log)
+    job.await_call("cryoscale run", 3)
+    job.await_call("run ready")
+    assert ask.field(three, "JobId") == job.number
+    (job.folder / "calls.go").touch()
+    ask.wait_for(lambda: ask.state(three) == "PENDING", "requeue", log=job.log)
+    assert [ask.field(task, "Restarts") for task in (one, two, three)] == ["0", "0", "1"]
+    assert [ask.state(task) for task in (one, two)] == ["COMPLETED", "RUNNING"]
+    assert not job.calls("run got TERM")
 
 
 @pytest.mark.timeout(300)

@@ -12,6 +12,8 @@ JOB = {
     "SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "3", "SLURM_CPUS_PER_TASK": "8", "SLURM_CPUS_ON_NODE": "8",
     "SLURM_MEM_PER_NODE": "16000", "CRYOSCALE_GRACE_S": "20", "STANDIN_MEMBERS": "3",
 }  # fmt: skip
+# The last task has the number of the array as its own: what is said of 90 is said of all tasks.
+ARRAY = {"SLURM_JOB_ID": "90", "SLURM_ARRAY_JOB_ID": "90", "SLURM_ARRAY_TASK_ID": "2"}
 DASK, RAY = "tls://10.0.0.1:24711", "10.0.0.1:30711"
 
 
@@ -23,7 +25,7 @@ def job(tmp_path):
 @pytest.fixture
 def task(tmp_path):
     (tmp_path / "runs.txt").write_text("/data/one\n\n/data/two runs\n/data/three\n")
-    return Script("slurm/array.sbatch", tmp_path, {"SLURM_JOB_ID": "99", "SLURM_ARRAY_TASK_ID": "2"})
+    return Script("slurm/array.sbatch", tmp_path, ARRAY)
 
 
 # -- one run over many nodes -------------------------------------------------------------------------------
@@ -166,6 +168,59 @@ def test_how_often_is_limited(job, count, again):
     assert ("times are enough" in said) == (not again)
 
 
+def test_surroundings_that_fail_again_and_again_are_not_tried_as_often(job, tmp_path):
+    (tmp_path / ".cryoscale-failures-4711").write_text("4\n")
+    job.run("/data/run", STANDIN_CODES="75", SLURM_RESTART_COUNT="4")
+    assert len(job.calls("scontrol requeue")) == 1
+    code, said = job.run("/data/run", STANDIN_CODES="75", SLURM_RESTART_COUNT="5")
+    assert (code, len(job.calls("scontrol requeue"))) == (75, 1)
+    assert "6 times in a row" in said
+    assert not list(tmp_path.glob(".cryoscale-failures-*"))
+
+
+@pytest.mark.parametrize("between", ["143", "0", "1"])
+def test_failures_of_the_surroundings_count_in_a_row(job, between):
+    """A job that was preempted in between had found its workers."""
+    limit = {"CRYOSCALE_REQUEUES_FAILED": "1", "SLURM_RESTART_COUNT": "9"}
+    for code in ("75", between, "75"):
+        _, said = job.run("/data/run", STANDIN_CODES=code, **limit)
+    assert "back into the queue (10 of at most 20 times)" in said
+
+
+def test_what_slurm_says_may_be_long(job):
+    """A reader that stops at the first match would end the writer by SIGPIPE, as if nothing had matched."""
+    job.run("/data/run", STANDIN_CODES="75", STANDIN_MORE="1000000")
+    assert job.calls("scontrol requeue 4711")
+
+
+def test_of_a_chain_of_jobs_one_goes_back(job):
+    job.run("/data/run", STANDIN_CODES="75", SLURM_ARRAY_JOB_ID="4711", SLURM_ARRAY_TASK_ID="5")
+    assert job.calls("scontrol") == ["scontrol show job 4711_5", "scontrol requeue 4711_5"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "gone"),
+    [
+        ({}, ["4000"]),
+        ({"STANDIN_SQUEUE": "1"}, []),
+        ({"STANDIN_JOBS": "4700"}, []),
+        ({"SLURM_CLUSTER_NAME": "theirs"}, ["4710"]),
+    ],
+    ids=["ended", "Slurm does not answer", "jobs of others", "another cluster"],
+)
+def test_secrets_of_jobs_that_were_killed_outright_are_removed(job, tmp_path, settings, gone):
+    for number, cluster in (("4000", "ours"), ("4700", "ours"), ("4710", "theirs")):
+        (tmp_path / f".cryoscale-job-{number}" / "secrets").mkdir(parents=True)
+        (tmp_path / f".cryoscale-job-{number}" / "cluster").write_text(f"{cluster}\n")
+    (tmp_path / ".cryoscale-job-notes").mkdir()
+    code, said = job.run(
+        "/data/run", **{"STANDIN_JOBS": "4700 4711", "SLURM_CLUSTER_NAME": "ours", **settings}
+    )
+    assert code == 0, said
+    left = {folder.name.removeprefix(".cryoscale-job-") for folder in tmp_path.glob(".cryoscale-job-*")}
+    assert left == {"4000", "4700", "4710", "notes"} - set(gone)
+
+
 def test_preemption_is_passed_to_the_driver_then_the_job_goes_back(job):
     job.start("/data/run", STANDIN_CODES="term")
     job.await_call("run ready")
@@ -229,7 +284,19 @@ def test_no_list_is_misuse(task):
 @pytest.mark.parametrize(("code", "again"), [(0, 0), (1, 0), (2, 0), (75, 1), (143, 1)])
 def test_a_task_goes_back_by_the_same_rule(task, code, again):
     assert task.run("runs.txt", STANDIN_CODES=str(code))[0] == code
-    assert len(task.calls("scontrol requeue 99")) == again
+    assert len(task.calls("scontrol requeue 90_2")) == again
+
+
+def test_of_an_array_only_the_task_itself_is_asked_about_and_put_back(task):
+    task.run("runs.txt", STANDIN_CODES="75", STANDIN_MORE="1000000")
+    assert task.calls("scontrol") == ["scontrol show job 90_2", "scontrol requeue 90_2"]
+
+
+def test_a_task_without_workers_goes_back_less_often(task):
+    for count in range(6):
+        _, said = task.run("runs.txt", STANDIN_CODES="75", SLURM_RESTART_COUNT=str(count))
+    assert len(task.calls("scontrol requeue 90_2")) == 5
+    assert "6 times in a row" in said
 
 
 def test_a_task_goes_back_only_so_often(task):
@@ -243,4 +310,4 @@ def test_a_task_that_is_preempted_tells_its_driver(task):
     task.term()
     assert task.end()[0] == 143
     assert task.calls("run got TERM")
-    assert task.calls("scontrol requeue 99")
+    assert task.calls("scontrol requeue 90_2")

@@ -72,6 +72,43 @@ def test_every_host_has_the_secrets_in_a_private_folder(pair):
         assert stat.S_IMODE(pair.place(host).stat().st_mode) == 0o700
 
 
+def test_the_last_line_needs_no_end(pair, tmp_path):
+    (tmp_path / "hosts.txt").write_text("host1\nhost2")
+    code, said = pair.up(STANDIN_MEMBERS="2")
+    assert code == 0, said
+    assert alive(pair.place("host2"))
+    _, said = pair.down()
+    assert "host2: ended" in said
+
+
+def test_the_certificate_names_every_host_so_that_ray_encrypts(pair):
+    pair.up()
+    (call,) = pair.one.calls("cryoscale engine secrets")
+    assert call.endswith("/secrets --host 10.0.0.1 --host 10.1.0.2 --host 10.0.0.3")
+
+
+@pytest.mark.parametrize("step", ["start", "tar", "engine secrets"])
+def test_a_host_that_cannot_be_started_is_named(pair, step):
+    host = "host1" if step == "engine secrets" else "host2"
+    code, said = pair.up(STANDIN_DEAF=host, STANDIN_DEAF_TO=step)
+    assert code == 75
+    assert host in said.splitlines()[-1]
+    assert "down" in said.splitlines()[-1]
+
+
+def test_a_command_that_is_not_on_a_host_is_said_at_once(pair):
+    code, said = pair.up(CRYOSCALE_COMMAND="/nowhere/cryoscale")
+    assert code == 1
+    assert "me@host1: no /nowhere/cryoscale there (CRYOSCALE_COMMAND)" in said
+
+
+def test_a_host_without_an_address_is_named(pair):
+    (pair.one.folder / "tools" / "hostname").write_text("#!/bin/sh\n")
+    code, said = pair.up()
+    assert code == 1
+    assert "me@host1: no address" in said
+
+
 def test_down_ends_all_the_leading_host_last_and_takes_the_secrets(pair):
     pair.up()
     numbers = [int((pair.place(host) / "pid").read_text()) for host in ("host1", "host2", "host3")]

@@ -137,8 +137,32 @@ def head_hidden_from_its_service(docs: list[Document]) -> None:
 
 @mutation("selectors")
 def budget_of_nothing(docs: list[Document]) -> None:
-    budget = the(docs, "PodDisruptionBudget", "cryoscale-driver")["spec"]
-    budget["selector"]["matchLabels"] = {"app.kubernetes.io/component": "drivers"}
+    budget = the(docs, "PodDisruptionBudget", "cryoscale-dask-worker")["spec"]
+    budget["selector"]["matchLabels"] = {"app.kubernetes.io/component": "dask-workers"}
+
+
+@mutation("selectors")
+def workers_that_wait_seem_idle(docs: list[Document]) -> None:
+    scaler = the(docs, "HorizontalPodAutoscaler", "cryoscale-dask-worker")["spec"]
+    scaler["metrics"][0]["resource"]["target"]["averageUtilization"] = 60
+
+
+@mutation("budgets")
+def budget_that_holds_up_a_drain(docs: list[Document]) -> None:
+    budget = the(docs, "PodDisruptionBudget", "cryoscale-dask-scheduler")["spec"]
+    budget["minAvailable"] = budget.pop("maxUnavailable")
+
+
+@mutation("budgets")
+def budget_of_a_job(docs: list[Document]) -> None:
+    budget = the(docs, "PodDisruptionBudget", "cryoscale-dask-worker")["spec"]
+    budget["selector"]["matchLabels"] = {"app.kubernetes.io/component": "driver"}
+
+
+@mutation("budgets")
+def budget_of_a_ray_cluster(docs: list[Document]) -> None:
+    budget = the(docs, "PodDisruptionBudget", "cryoscale-dask-worker")["spec"]
+    budget["selector"]["matchLabels"] = {"app.kubernetes.io/component": "ray-head"}
 
 
 @mutation("kubernetes")
@@ -202,6 +226,16 @@ def probe_of_another_port(docs: list[Document]) -> None:
 @mutation("probes")
 def probe_removed(docs: list[Document]) -> None:
     scheduler(docs)["containers"][0].pop("livenessProbe")
+
+
+@mutation("probes")
+def hung_driver_is_not_seen(docs: list[Document]) -> None:
+    job(docs)["template"]["spec"]["containers"][0].pop("livenessProbe")
+
+
+@mutation("probes", "gpu")
+def driver_that_waits_for_nodes_is_killed(docs: list[Document]) -> None:
+    job(docs)["template"]["spec"]["containers"][0]["livenessProbe"]["periodSeconds"] = 60
 
 
 @mutation("images")

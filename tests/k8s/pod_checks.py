@@ -117,13 +117,14 @@ def _scratch(pod: Pod) -> list[str]:
 
 
 def probe_complaints(docs: list[Document]) -> list[str]:
-    """What serves has three probes, at the port that it serves."""
+    """What serves has three probes, at the port that it serves; the driver, which serves nobody, one."""
     found = []
     ports = {"dask-scheduler": 8786, "ray-head": 6379, "ray-worker": 6380}
     for pod in pods(docs):
-        if pod.component == "driver":
-            continue  # it serves nobody; it ends by itself
         container = pod.spec["containers"][0]
+        if pod.component == "driver":
+            found += _driver_probe(container)
+            continue
         probes = {n: container.get(f"{n}Probe") for n in ("startup", "readiness", "liveness")}
         found += [f"{pod.owner}: no {name} probe" for name, probe in probes.items() if not probe]
         found += [
@@ -135,6 +136,17 @@ def probe_complaints(docs: list[Document]) -> list[str]:
         words = str([p["exec"] for p in probes.values() if p and "exec" in p])
         if pod.component.startswith("dask") and f":{8786:04X} " not in words:
             found.append(f"{pod.owner}: probes do not look at port 8786")
+    return found
+
+
+def _driver_probe(container: Document) -> list[str]:
+    """It asks without secrets, and is more patient than any wait of the driver."""
+    probe = container.get("livenessProbe")
+    if not probe or "exec" not in probe:
+        return ["driver: nobody sees that it hangs"]
+    found = ["driver: its probe reads secrets"] if "/secrets" in str(probe["exec"]) else []
+    if probe["periodSeconds"] * probe["failureThreshold"] < 3600:
+        found.append("driver: killed while it waits")
     return found
 
 

@@ -17,6 +17,7 @@ from tests.k8s.pod_checks import (
 from tests.k8s.schemas import VERSIONS, crd_complaints, crd_path, kubernetes_complaints
 from tests.k8s.wiring_checks import (
     access_complaints,
+    budget_complaints,
     placement_complaints,
     reference_complaints,
     selector_complaints,
@@ -43,5 +44,5 @@ CHECKS: dict[str, Callable[[list[Document]], list[str]]] = {
     "secrets": secret_complaints, "commands": command_complaints, "ray": ray_complaints,
     "selectors": selector_complaints, "job": job_complaints, "grace": grace_complaints,
     "placement": placement_complaints, "access": access_complaints, "references": reference_complaints,
-    "storage": storage_complaints, "flows": flow_complaints,
+    "storage": storage_complaints, "flows": flow_complaints, "budgets": budget_complaints,
 }  # fmt: skip

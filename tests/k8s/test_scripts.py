@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -70,6 +72,36 @@ def test_run_is_made_once_and_keeps_its_parameters(place: Path) -> None:
     assert [source.name for source in config.inputs] == ["a", "b", "c"]
     assert config.pick.radius_angstrom == 125  # what it computes stays
     assert config.execution.ray_workers == 2  # where it computes follows
+
+
+def options_given(place: Path, **files: bytes) -> list[str]:
+    """What `cryoscale init` is given, where files of settings are these."""
+    for file in (place / "settings").glob("*.where"):
+        file.unlink()
+    for name, data in files.items():
+        (place / "settings" / name.replace("_", ".")).write_bytes(data)
+    told = 'for word in "$@"; do printf "%s\\0" "$word"; done > "$RUN.told"'
+    (place / "bin" / "cryoscale").write_text(f'#!/bin/sh\n[ "$1" = status ] && exit 2\n{told}\n')
+    done = prepare(place)
+    assert done.returncode == 0, done.stderr
+    words = (place / "run.told").read_text().split("\0")
+    return [after for word, after in itertools.pairwise(words) if word == "--set"]
+
+
+def test_a_last_line_without_an_end_counts(place: Path) -> None:
+    assert options_given(place, run_settings=b"a.b=1\nc.d=2") == ["a.b=1", "c.d=2"]
+
+
+def test_files_without_an_end_stay_apart(place: Path) -> None:
+    given = options_given(
+        place, run_settings=b"x.y=0", cpu_where=b"a.b=1", gpu_where=b"c.d=2", spot_where=b"# no"
+    )
+    assert given == ["x.y=0", "a.b=1", "c.d=2"]
+
+
+def test_lines_of_windows_are_lines(place: Path) -> None:
+    given = options_given(place, run_settings=b"# note\r\n\r\na.b=1\r\nc.d= 2\r", cpu_where=b"\r\n")
+    assert given == ["a.b=1", "c.d= 2"]
 
 
 def test_misuse_ends_the_job(place: Path) -> None:
@@ -154,6 +186,41 @@ def test_liveness_takes_a_handshake(secrets: Path, tmp_path: Path) -> None:
     other = Secrets.create(tmp_path / "others").folder
     assert not asyncio.run(_handshake(other, words, security=security))
     assert not asyncio.run(_handshake(secrets, words, security=None))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the probe reads /proc")
+def test_liveness_of_the_driver_takes_a_main_thread_that_runs(tmp_path: Path) -> None:
+    """A process that answers in its place: it runs, is stopped, goes on, is gone."""
+    children, seen = tmp_path / "children", tmp_path / "ran"
+    words = [
+        word.replace("/proc/1/task/1/children", str(children)).replace("/tmp/driver-ran", str(seen))
+        for word in probe("driver", "liveness")
+    ]
+    words[0] = sys.executable
+    driver = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+
+    def runs() -> None:
+        driver.stdin.write(b"x")
+        assert driver.stdout.read(1) == b"x"
+
+    try:
+        assert succeeds(words)  # /proc does not tell
+        children.write_text(f"{driver.pid} 4000000 ")
+        runs()
+        assert succeeds(words)  # the first look
+        runs()
+        assert succeeds(words)
+        os.kill(driver.pid, signal.SIGSTOP)
+        os.waitpid(driver.pid, os.WUNTRACED)
+        succeeds(words)  # it ran until it was stopped
+        assert not succeeds(words)
+        os.kill(driver.pid, signal.SIGCONT)
+        runs()
+        assert succeeds(words)
+    finally:
+        driver.kill()
+        driver.communicate()
+    assert succeeds(words)  # it has ended, and so does its container
 
 
 def test_shellcheck_takes_the_scripts() -> None:

@@ -37,7 +37,7 @@ def selector_complaints(docs: list[Document]) -> list[str]:
         b["metadata"]["name"]: chosen(b["spec"]["selector"]["matchLabels"])
         for b in of_kind(docs, "PodDisruptionBudget")
     }
-    wanted = {"dask-scheduler": {"dask-scheduler"}, "ray-head": {"ray-head"}, "driver": {"driver"}}
+    wanted = {"dask-scheduler": {"dask-scheduler"}, "dask-worker": {"dask-worker"}}
     if budgets != {f"cryoscale-{name}": components for name, components in wanted.items()}:
         found.append(f"budgets are for {budgets}")
     for pod in all_pods:
@@ -48,6 +48,27 @@ def selector_complaints(docs: list[Document]) -> list[str]:
             if chosen(spread["labelSelector"]["matchLabels"]) != {pod.component}
         ]  # fmt: skip
     return found + _scaling(docs)
+
+
+def budget_complaints(docs: list[Document]) -> list[str]:
+    """Every node can be drained: each budget lets a pod go, of what Kubernetes can count."""
+    found = []
+    for budget in of_kind(docs, "PodDisruptionBudget"):
+        name, spec = budget["metadata"]["name"], budget["spec"]
+        chosen = [p for p in pods(docs) if spec["selector"]["matchLabels"].items() <= p.labels.items()]
+        found += [  # no scale: the number that `maxUnavailable` is taken from is unknown, and nothing may go
+            f"{name}: a {p.owner} has no number of pods"
+            for p in chosen
+            if not p.owner.startswith("Deployment/")
+        ]
+        if (
+            set(spec) & {"minAvailable", "maxUnavailable"} != {"maxUnavailable"}
+            or spec["maxUnavailable"] != 1
+        ):
+            found.append(f"{name}: does not let one pod go at a time")
+        if spec.get("unhealthyPodEvictionPolicy") != "AlwaysAllow":
+            found.append(f"{name}: keeps a pod that does not work")
+    return found
 
 
 def _selects_its_own(spec: Document) -> bool:
@@ -64,6 +85,9 @@ def _scaling(docs: list[Document]) -> list[str]:
     )
     if any("replicas" in doc["spec"] for doc in scaled):
         found.append("applying again undoes what the autoscaler did")
+    (metric,) = scaler["metrics"]
+    if metric["resource"]["target"]["averageUtilization"] > 40:
+        found.append("workers that wait for storage seem idle")
     if scaler["behavior"]["scaleDown"].get("stabilizationWindowSeconds", 0) < 300:
         found.append("workers go between two stages")
     return found

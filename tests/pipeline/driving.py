@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cryoscale.config import apply_settings
@@ -52,3 +53,10 @@ def drive(run: Run, **options: Any) -> Drive:
 def settle(run: Run, *settings: str) -> None:
     """Change parameters of a run, as a person who edits `run.toml` does."""
     run.save_config(apply_settings(run.config, list(settings)))
+
+
+def bare_run(place: Path) -> Run:
+    """A run folder that no driver has seen."""
+    place.mkdir(parents=True)
+    (place / "run.toml").write_text('[[inputs]]\nname = "t1"\npath = "/data/t1.mrc"\n')
+    return Run.at(place)

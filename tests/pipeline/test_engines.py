@@ -74,3 +74,24 @@ def test_an_engine_without_workers_holds_up_nobody_and_says_so(tmp_path: Path) -
             cluster.scale(1)
             assert [outcome.value for outcome in drain(executor)] == [9]
         assert not (tmp_path / "ledger" / "probe").exists()
+
+
+def test_what_workers_look_for_is_left_once_and_asked_for_again_where_storage_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder = tmp_path / "ledger" / "probe"
+    with Engines(RunConfig(), EngineChoice(), Folder.of(tmp_path)) as engines:
+        with monkeypatch.context() as patch:
+            patch.setattr(Folder, "write_bytes", refuse)
+            with pytest.raises(OSError, match="No space"):
+                engines.prepare("cpu")
+        engines.prepare("cpu")
+        engines.prepare("model")
+        assert len(list(folder.iterdir())) == 1
+    assert not folder.exists()
+    with Engines(RunConfig(), EngineChoice("serial"), Folder.of(tmp_path)) as engines:
+        engines.prepare("cpu")
+        assert not folder.exists()

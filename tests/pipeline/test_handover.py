@@ -19,9 +19,9 @@ from cryoscale.testing.artifacts import artifact_digest, differences
 HOST = """
 import sys, socket
 name, place, wait, pause = sys.argv[1:5]
-from cryoscale.data import lock
+from cryoscale.data import holder, lock
 socket.gethostname = lambda: name
-lock.this_kernel = lambda: {"boot": "boot of " + name, "namespace": "pid:[1]"}
+holder.this_kernel = lambda: {"boot": "boot of " + name, "namespace": "pid:[1]"}
 lock.STALE_LOCK_SECONDS = 0.6
 from cryoscale.cli import main
 import cryoscale.cli.run as running

@@ -142,7 +142,9 @@ def test_status_sees_driver_workers_and_pauses_at_any_moment(asked_run: Run) -> 
 
 
 @pytest.mark.parametrize("skew", [-7200.0, 7200.0])
-def test_clocks_that_disagree_give_no_nonsense(copied_run: Run, skew: float) -> None:
+def test_clocks_that_disagree_give_no_nonsense(
+    copied_run: Run, skew: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The driver's clock is two hours wrong; who asks goes by the time of the storage."""
     begin_again(copied_run, "instances", "beta", [])
     holder = {"host": "elsewhere", "pid": 7, "boot": "x", "namespace": "y", "heartbeat": time.time() + skew}
@@ -153,7 +155,10 @@ def test_clocks_that_disagree_give_no_nonsense(copied_run: Run, skew: float) -> 
     place = copied_run.folder.path("ledger/driver.json")
     old = time.time() - STALE_LOCK_SECONDS - 10
     os.utime(place, (old, old))
+    waits: list[float] = []
+    monkeypatch.setattr("cryoscale.data.lock.Clock.wait", lambda self, seconds: waits.append(seconds))
     assert not status_of(copied_run, with_disk=False)["driver"]["alive"]
+    assert 10 < sum(waits) < 20, "whose clock is wrong, nobody knows: it is watched"
     ahead = time.time() + 5000
     os.utime(place, (ahead, ahead))
     assert status_of(copied_run, with_disk=False)["driver"]["silent_seconds"] == 0

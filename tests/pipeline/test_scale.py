@@ -51,13 +51,14 @@ class Project:
         CountedStore.reset()
         with fake.over(cluster) as controller:
             if stop_after:
-                beats = iter(range(1, 10**9))
+                turns, collect = iter(range(1, 10**9)), controller._collect
 
-                def heartbeat() -> None:
-                    if next(beats) == stop_after:
+                def stop() -> None:
+                    collect()
+                    if next(turns) == stop_after:
                         raise Stop
 
-                controller.heartbeat = heartbeat
+                controller._collect = stop  # type: ignore[method-assign]
             controller.run()
         return cluster
 
@@ -143,14 +144,14 @@ def test_spared_drains_grow_with_the_logarithm_of_the_window() -> None:
 
 @pytest.mark.parametrize("tomograms", [20, 200])
 def test_requests_do_not_grow_with_the_project(tomograms: int) -> None:
-    """A unit asks for a plan, `created`, `sealed.json`, and one look for parts; a segment now and then."""
+    """A unit asks for a plan, `created`, `sealed.json`, and lists itself and its parts; rarely a segment."""
     project = Project(tomograms, one_step(10))
     project.drive(8, CALM)
     asked = {kind: CountedStore.total(kind) for kind in KINDS}
     segments = asked["write"] - 3 * tomograms
     assert 0 <= segments <= tomograms * 10
     assert asked["read"] == asked["look"] == 0
-    assert asked["list"] <= 1 + 2 * tomograms  # the ledger, then parts and marks of each unit
+    assert asked["list"] <= 1 + 3 * tomograms  # the ledger; what stands, parts and marks of each unit
     assert asked["delete"] <= tomograms
 
 

@@ -12,12 +12,15 @@ import pytest
 from cryoscale.config import apply_settings
 from cryoscale.data.folder import Folder
 from cryoscale.data.run import Run
+from cryoscale.data.weights import ModelFolder
 from cryoscale.pipeline import engines
 from cryoscale.pipeline.order import steps_for
 from cryoscale.pipeline.simulation import set_up_simulation
+from cryoscale.runtime.packing import run_packed, unpack_outcome
 from cryoscale.runtime.serial import SerialExecutor
-from cryoscale.runtime.task import Outcome, Task, WorkCache, run_packed, unpack_outcome
+from cryoscale.runtime.task import Outcome, Task, WorkCache
 from cryoscale.testing.artifacts import artifact_digest, differences
+from cryoscale.testing.phantoms import small_run, write_phantom
 from tests.pipeline.driving import drive, settle
 
 
@@ -49,13 +52,13 @@ class Zombie:
         self.thread = threading.Thread(target=self._work)
         guard = Folder.guard
 
-        def sleep(folder: Folder) -> None:
+        def sleep(folder: Folder, *, anew: bool = False) -> None:
             if threading.current_thread() is self.thread:
                 if not self.asleep.is_set():
                     self.asleep.set()
                     assert self.wake.wait(100)
                 self.written.append(folder.url)
-            guard(folder)
+            guard(folder, anew=anew)
 
         monkeypatch.setattr(Folder, "guard", sleep)
 
@@ -101,6 +104,7 @@ def test_a_worker_that_wakes_after_its_unit_was_sealed_changes_nothing(
     assert not removed, "a reader would have found nothing there for a moment"
 
 
+MODEL = ["history.parquet", "model.toml", "weights.safetensors"]
 CHANGES = {"ingest": "ingest.contrast=bright", "pick": "pick.threshold=2"}
 
 
@@ -123,6 +127,47 @@ def test_a_worker_that_wakes_when_the_parameters_changed_is_refused(
     assert run.folder.names("parts/picks") == parts
     settle(run, "ingest.contrast=dark", "pick.threshold=0")  # and back: nothing of then is taken for now
     assert drive(run, until="pick").exit_code == 0
+
+
+@pytest.mark.parametrize("step", ["ingest", "pick"])
+def test_a_worker_that_wakes_when_the_same_was_cut_otherwise_is_refused(
+    tmp_path: Path, handed: dict[str, Any], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Parts are named by blocks, and block 0 of one cut is not that of another."""
+    source = write_phantom(tmp_path / "wide.mrc", (16, 24, 272), seed=3)
+    run, name = small_run(tmp_path / "run", [source], "execution.block_voxels=32"), f"{step}/wide/0"
+    assert drive(run, until=step).exit_code == 0
+    old = handed[name][0].work
+    zombie = Zombie(handed[name], monkeypatch)
+    zombie.fall_asleep()
+    run.ledger.delete(f"{step}/wide/{old.access.key}/sealed.json")  # as if the first driver had been killed
+    settle(run, "execution.block_voxels=256")
+    assert drive(run, until=step).exit_code == 0
+    now, new, parts = handed[name][0].work, artifact_digest(run), run.folder.names("parts/picks")
+    assert (now.access.key, now.access.tomogram) == (old.access.key, old.access.tomogram)
+    assert now.key != old.key, "a worker of both would go on with what it opened for the old one"
+    outcome = zombie.awake()
+    assert outcome.failure is not None
+    assert outcome.failure.type == "OvertakenError"
+    assert not differences(new, artifact_digest(run))
+    assert run.folder.names("parts/picks") == parts
+
+
+def test_a_training_that_wakes_after_its_unit_was_sealed_is_refused(
+    make_run: Callable[..., Run], handed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two trainings on GPUs do not end with the same weights, and the ledger names those of one."""
+    run = make_run("encoder.epochs=1")
+    assert drive(run, until="train_encoder").exit_code == 0
+    before = artifact_digest(run)
+    monkeypatch.setattr(ModelFolder, "finished", lambda *_: None)  # it looked before the other was through
+    zombie = Zombie(handed["train_encoder/_all/compute"], monkeypatch)
+    zombie.fall_asleep()
+    outcome = zombie.awake()
+    assert outcome.failure is not None
+    assert outcome.failure.type == "OvertakenError"
+    assert not differences(before, artifact_digest(run))
+    assert sorted(run.model("encoder").folder.names()) == sorted(MODEL)
 
 
 def test_a_training_that_wakes_when_the_parameters_changed_is_refused(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -51,6 +52,22 @@ def test_a_broken_listener_is_logged_once_and_the_rest_hear_everything(caplog):
     leave()
     bus.emit(Message(text="three"))
     assert len(heard) == 2
+
+
+def test_a_listener_on_a_full_disk_costs_one_sentence(caplog):
+    bus = EventBus()
+
+    def full(data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    bus.listen(TraceWriter(full))
+    with caplog.at_level(logging.ERROR, "cryoscale.runtime.events"):
+        bus.emit(ended(0))
+        bus.emit(ended(1))
+    assert [record.message for record in caplog.records] == [
+        "TraceWriter cannot write, so lines may be missing: [Errno 28] No space left on device"
+    ]
+    assert "Traceback" not in caplog.text
 
 
 def test_records_are_plain_values_with_a_name():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from cryoscale.errors import ConfigurationError, StateError, SurroundingsError
 from cryoscale.runtime.executor import Executor, ExecutorSettings, open_executor
+from cryoscale.runtime.probe import Finding
 from cryoscale.runtime.task import Outcome
 from cryoscale.testing.executors import drain
 from cryoscale.testing.works import task
@@ -77,6 +79,22 @@ def test_no_worker_is_reported_and_the_task_stays():
     executor.workers = 1
     executor.launched = [(ticket, Outcome(held, "finished")) for ticket, held in executor._running.items()]
     assert len(drain(executor)) == 1
+
+
+def test_two_processes_of_one_host_do_not_undo_each_other_s_findings():
+    executor = Puppet()
+    said = []
+    executor.tell = lambda text, level: said.append(text)
+    now = time.time()
+    for _ in range(3):
+        assert not executor._judge(Finding("no run.toml", "node7", 1, now), now, "tcp://node7:1")
+        assert not executor._judge(Finding("no run.toml", "node7", 2, now), now, "tcp://node7:2")
+        assert executor._judge(Finding("", "node7", 3, now), now, "tcp://node7:3")
+    assert len(said) == 1, said
+    assert str(executor._nobody("no worker answered")).count("On node7: no run.toml") == 1
+    assert executor._judge(Finding("", "node7", 1, now), now, "tcp://node7:1")
+    assert executor._judge(Finding("", "node7", 2, now), now, "tcp://node7:2")
+    assert "node7" not in str(executor._nobody("no worker answered"))
 
 
 def test_no_progress_names_what_hangs():

@@ -26,7 +26,8 @@ from cryoscale.runtime.log_sinks import (
     segment_name,
     surplus,
 )
-from cryoscale.runtime.task import Task, WorkCache, pack, run_packed, run_task, unpack_outcome
+from cryoscale.runtime.packing import pack, run_packed, unpack_outcome
+from cryoscale.runtime.task import Task, WorkCache, run_task
 from cryoscale.runtime.worker_log import CHARACTERS, LINES, utc, worker_log
 
 RUN = "20260101-000000-abcdef"

@@ -107,7 +107,7 @@ def _member(name, words, **more):
 
 def test_a_program_that_ends_takes_the_others_with_it():
     members = [_member("first", "raise SystemExit(3)"), _member("second", "import time; time.sleep(600)")]
-    with pytest.raises(SurroundingsError, match=r"the first ended by itself \(exit code 3\)"):
+    with pytest.raises(SurroundingsError, match=r"this ended: first \(exit code 3\)"):
         supervise(members)
     assert members[1].kept is not None
     assert members[1].kept.exit_code is not None

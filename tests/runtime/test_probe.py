@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryoscale.runtime import probe
+from cryoscale.runtime.packing import pack, unpack_outcome
 from cryoscale.runtime.probe import Finding, Guard, clock_problem, examine, run_guarded, unfit, versions
-from cryoscale.runtime.task import WorkCache, pack, unpack_outcome
+from cryoscale.runtime.task import WorkCache
 from cryoscale.testing.works import task
 
 

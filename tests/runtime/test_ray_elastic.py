@@ -19,7 +19,9 @@ ALONE = ["unshare", "-n", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scene", ["growth", "release", "unfit", "nobody", "headless"])
+@pytest.mark.parametrize(
+    "scene", ["growth", "release", "unfit", "nobody", "headless", "headless_idle", "headless_busy"]
+)
 def test_a_cluster_of_several_nodes(scene, tmp_path):
     if not shutil.which("unshare") or subprocess.run([*ALONE, "true"], capture_output=True).returncode:
         pytest.skip("a network of its own for a process needs root")
@@ -52,7 +54,8 @@ def test_what_a_machine_holds(node, cpus, gpus, workers):
     ("at_most", "machines", "size"),
     [
         (True, [(1, 0), (2, 0)], (0.0, 2)),  # smaller machines than was hoped for
-        (True, [(16, 0), (2, 1)], (1.0, 4)),
+        (True, [(16, 0), (2, 1)], (1.0, 2)),  # the large one has no GPU
+        (True, [(16, 1), (2, 1)], (1.0, 4)),
         (False, [(1, 0)], (0.0, 4)),  # asked for by name: waits, and says so
         (True, [], (0.0, 4)),  # an autoscaler may bring some
     ],

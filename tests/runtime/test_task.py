@@ -16,19 +16,8 @@ from cryoscale.errors import (
     SurroundingsError,
     UndeclaredAccessError,
 )
-from cryoscale.runtime.task import (
-    Failure,
-    Outcome,
-    Task,
-    WorkCache,
-    _unpack,
-    classify,
-    failed,
-    pack,
-    run_packed,
-    run_task,
-    unpack_outcome,
-)
+from cryoscale.runtime.packing import _unpack, pack, run_packed, unpack_outcome
+from cryoscale.runtime.task import Failure, Outcome, Task, WorkCache, classify, failed, run_task
 from cryoscale.testing.works import Behaviour, task
 
 
