@@ -119,7 +119,7 @@ class Requests:
     get_per_working_shard: float = 24.5
     put: float = 65.0
     get: float = 430.0
-    list: float = 33.0
+    list: float = 40.0
 
 
 @dataclass(frozen=True)

@@ -162,7 +162,7 @@ def test_a_cancelled_job_stays_cancelled(job):
     job.submit(JOB, "/data/run", options=OPTIONS, STANDIN_MEMBERS="3", STANDIN_CODES="term")
     job.await_call("run ready")
     job.cluster.ask("scancel", job.number)
-    job.await_call("run got TERM")  # members too, but their step may be killed before they can write it down
+    job.await_call("lead got TERM")
     job.wait("CANCELLED")
     job.cluster.wait_for(lambda: not job.cluster.ask("squeue", "-h", "-j", job.number).strip(), "its end")
     assert job.state() == "CANCELLED"
