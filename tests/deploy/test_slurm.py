@@ -135,7 +135,7 @@ def test_the_driver_waits_until_members_are_ready(job):
     assert len(job.calls("cryoscale engine check")) == 2
     assert (
         job.calls("cryoscale engine check")[0]
-        == f"cryoscale engine check /data/run --dask {DASK} --ray {RAY}"
+        == f"cryoscale engine check --any /data/run --dask {DASK} --ray {RAY}"
     )
 
 
